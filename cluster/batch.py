@@ -1,0 +1,90 @@
+"""All that crosses to a rank and back in one step, and its wire encoding.
+
+A *row* is a slot of the workers' persistent batch (0 … max_num_seqs - 1). The scheduler hands
+rows out and takes them back; every rank mirrors the same rows from the same frames, so a step
+names a request by its row alone.
+
+    started   row gets a request (new, or resumed after preemption): its known tokens and blocks
+    appended  rows that are already known: tokens they learned since, blocks they were given since
+    scheduled which rows compute how many tokens in this step, from which position
+    released  rows whose request left (finished, aborted, preempted) before this step
+
+Order within a frame: released, started, appended, then scheduled. Knows no torch and no sockets.
+"""
+
+import msgspec
+
+from cluster.request import SamplingParams
+
+
+class StartedRow(msgspec.Struct, array_like=True):
+    """A request entering a row."""
+
+    row: int
+    token_ids: list[int]
+    """All known tokens: the prompt, then what was generated before a preemption."""
+    num_prompt_tokens: int
+    block_ids: list[int]
+    params: SamplingParams
+
+
+class AppendedRow(msgspec.Struct, array_like=True):
+    """What a row learned since the last frame."""
+
+    row: int
+    token_ids: list[int]
+    block_ids: list[int]
+
+
+class ScheduledRow(msgspec.Struct, array_like=True):
+    """One row's share: compute `num_tokens` known tokens from position `num_computed`."""
+
+    row: int
+    num_computed: int
+    num_tokens: int
+    samples: bool
+    """Whether the last of these tokens is the last known one, so that a new token is drawn."""
+
+
+class SchedulerOutput(msgspec.Struct, array_like=True):
+    """One step, the same frame for every rank. `scheduled` may be empty (bookkeeping only)."""
+
+    step: int
+    released: list[int]
+    started: list[StartedRow]
+    appended: list[AppendedRow]
+    scheduled: list[ScheduledRow]
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(scheduled.num_tokens for scheduled in self.scheduled)
+
+
+class ModelRunnerOutput(msgspec.Struct, array_like=True):
+    """Rank 0's answer: one drawn token per sampling row, in the order of `scheduled`."""
+
+    step: int
+    rows: list[int]
+    token_ids: list[int]
+    failed_rows: list[int] = []
+    """Sampling rows whose logits were not finite; they drew no token and must end with an error."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_scheduler_output = msgspec.msgpack.Decoder(SchedulerOutput)
+_model_runner_output = msgspec.msgpack.Decoder(ModelRunnerOutput)
+
+
+def encode(frame: SchedulerOutput | ModelRunnerOutput) -> bytes:
+    """The frame as msgpack bytes."""
+    return _encoder.encode(frame)
+
+
+def decode_scheduler_output(data: bytes | memoryview) -> SchedulerOutput:
+    """Raises msgspec.DecodeError on a malformed frame."""
+    return _scheduler_output.decode(data)
+
+
+def decode_model_runner_output(data: bytes | memoryview) -> ModelRunnerOutput:
+    """Raises msgspec.DecodeError on a malformed frame."""
+    return _model_runner_output.decode(data)

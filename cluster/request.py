@@ -1,0 +1,159 @@
+"""The nouns of generation: what is asked, what state it is in, what comes back.
+
+Owns the plain data that travels between ingress, replica and engine core. Refuses to know torch,
+text processing, HTTP and tenants.
+"""
+
+import enum
+
+import msgspec
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class RequestStatus(enum.StrEnum):
+    """Where a request is in the engine."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED_STOPPED = "finished_stopped"
+    FINISHED_LENGTH = "finished_length"
+    FINISHED_ABORTED = "finished_aborted"
+    FINISHED_ERROR = "finished_error"
+
+    @property
+    def finished(self) -> bool:
+        return self.value.startswith("finished")
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens of one request are drawn and when it ends.
+
+    The bounds are checked here again, behind the API's own validation, so that no caller can hurt
+    a batch.
+
+    Raises:
+        ValueError: a value is out of bounds; the message names the field.
+    """
+
+    max_tokens: int = 100
+    temperature: float = 0.6
+    """0 is greedy."""
+    top_p: float = 0.95
+    top_k: int = 0
+    """0 switches the filter off."""
+    min_p: float = 0.0
+    seed: int = 0
+    """int64. Always concrete: whoever submits a request without a seed draws one."""
+    stop: tuple[str, ...] = ()
+    """Stop strings; they act on the answer, not on the reasoning."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("max_tokens", self.max_tokens >= 1),
+            ("temperature", 0.0 <= self.temperature <= 2.0),
+            ("top_p", 0.0 < self.top_p <= 1.0),
+            ("top_k", 0 <= self.top_k <= INT64_MAX),
+            ("min_p", 0.0 <= self.min_p <= 1.0),
+            ("seed", INT64_MIN <= self.seed <= INT64_MAX),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens),
+            ("stop_token_ids", all(token >= 0 for token in self.stop_token_ids)),
+        )
+        for name, ok in checks:
+            if not ok:
+                raise ValueError(f"{name} is out of bounds")
+
+
+class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
+    """One request as it travels to the engine core: exact token ids, no text."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    cache_salt: bytes = b""
+    """Mixed into the root of the prefix-cache hash chain: tenants never share cached blocks."""
+
+
+class EngineCoreOutput(msgspec.Struct, array_like=True):
+    """What one step gave one request."""
+
+    request_id: str
+    new_token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    """The stop token id that ended the request, when it was not the end-of-sequence id."""
+    num_cached_tokens: int = 0
+    """Prompt tokens served from the prefix cache at first admission."""
+    error: str | None = None
+    """A fixed code such as `engine_numeric_error` when finish_reason is ERROR."""
+
+
+class EngineStats(msgspec.Struct, array_like=True):
+    """The engine's own account of its load; counters grow for the life of the engine core."""
+
+    running: int = 0
+    waiting: int = 0
+    waiting_tokens: int = 0
+    """Known tokens of waiting and preempted requests still to be computed."""
+    running_tokens: int = 0
+    """Output tokens that running requests may still produce (sum of max_tokens left)."""
+    kv_total_blocks: int = 0
+    kv_free_blocks: int = 0
+    """Blocks a new request could take: free ones and cached ones nobody uses."""
+    kv_cached_blocks: int = 0
+    """Unused blocks whose content can still be hit by a prefix."""
+    block_size: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+
+
+class EngineCoreOutputs(msgspec.Struct, array_like=True):
+    """One frame from the engine core to its replica: everything one step produced."""
+
+    outputs: list[EngineCoreOutput]
+    stats: EngineStats
+
+
+class Usage(msgspec.Struct, array_like=True):
+    """Exact token counts of one request, counted in the engine."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+
+
+class RequestOutput(msgspec.Struct, array_like=True):
+    """A delta of one request, after detokenization: raw text, split by reasoning and answer.
+
+    `reasoning` and `content` are the model's exact text on either side of the closing think token;
+    the tag itself is in neither. `reasoning_ended` is true on the one delta in which that token was
+    seen. How the two are shown (`<think>` tags, separate fields, hidden) is the service's matter.
+    """
+
+    request_id: str
+    reasoning: str = ""
+    content: str = ""
+    reasoning_ended: bool = False
+    token_ids: list[int] = []
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    usage: Usage | None = None
+    """On the last delta only."""
+    error: str | None = None
