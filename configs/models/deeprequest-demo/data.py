@@ -1,0 +1,146 @@
+"""DataSource: the endless, seeded stream of training examples, and the fixed evaluation sets.
+
+Owns the mixture of skills, histories, system prompts and long-context tricks. Knows nothing of the network.
+"""
+
+import random
+
+import skills
+import small_skills
+from build_tokenizer import SPACED_WORDS
+from conversation import PAGE_SYSTEM, Conversation, Encoder, Example, Turn, random_system
+from wordlists import HELD_OUT
+from words import WordSource, ask_for_letter
+
+MIXTURE = {
+    "count": 40, "length": 4, "spell": 5, "reverse": 7, "upper": 4, "echo": 9, "add": 8, "count_to": 5, "recall": 4,
+    "json": 4, "greet": 3, "refuse": 13,
+}  # fmt: skip
+PLAIN_WORDS = sorted({word for word in SPACED_WORDS if word.islower() and len(word) > 1})
+LONGEST_CONTEXT = 4096
+FULL_LISTS = 0.1
+"""Share of the long 1 ... N lists that is trained whole; of the others, a window."""
+
+
+class DataSource:
+    """Draws conversations and turns them into examples. Two sources of one seed give the same stream."""
+
+    def __init__(self, seed: int, max_letters: int = 24) -> None:
+        self.rng = random.Random(seed)
+        self.source = WordSource(self.rng, max_letters)
+        self.encoder = Encoder()
+
+    def turn(self, kind: str) -> Turn:
+        rng, source = self.rng, self.source
+        if kind in {"echo", "refuse"}:
+            draw = small_skills.echo if kind == "echo" else small_skills.refuse
+            return draw(rng, source, PLAIN_WORDS)
+        if kind in {"add", "count_to", "greet"}:
+            plain = {
+                "add": small_skills.add,
+                "count_to": small_skills.count_to,
+                "greet": small_skills.greet,
+            }
+            return plain[kind](rng)
+        if kind == "recall":
+            return skills.recall(rng, "")
+        worded = {
+            "count": skills.count_letter,
+            "length": skills.length,
+            "spell": skills.spell,
+            "reverse": skills.reverse,
+            "upper": skills.upper,
+            "json": small_skills.json_object,
+        }
+        return worded[kind](rng, source)
+
+    def conversation(self, kind: str | None = None, long_share: float = 0.03) -> Conversation:
+        """One conversation; `kind` None draws from the mixture."""
+        rng = self.rng
+        kind = kind or rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
+        system = random_system(rng, self.source, PLAIN_WORDS, long_share)
+        if kind == "recall":
+            return self._recall(system)
+        turn = self.turn(kind)
+        if kind == "count" and rng.random() < 0.03:
+            turn = self._count_whole_word_token()
+        history = (
+            [self._short_turn() for _ in range(rng.choice([1, 1, 2]))]
+            if rng.random() < 0.12
+            else []
+        )
+        return Conversation(system, history, turn)
+
+    def _recall(self, system: str) -> Conversation:
+        if self.rng.random() < 0.1:
+            history = [self.turn("greet")] if self.rng.random() < 0.5 else []
+            return Conversation(system, history, skills.recall(self.rng, ""))
+        kinds = ["count", "count", "count", "length"]
+        history = [self.turn(self.rng.choice(kinds)) for _ in range(self.rng.choice([1, 1, 1, 2]))]
+        if self.rng.random() < 0.2:
+            history.insert(0, self.turn("greet"))
+        return Conversation(system, history, skills.recall(self.rng, history[-1].word))
+
+    def _short_turn(self) -> Turn:
+        return self.turn(
+            self.rng.choice(
+                ["count", "count", "spell", "greet", "refuse", "length", "add", "upper"]
+            )
+        )
+
+    def _count_whole_word_token(self) -> Turn:
+        """A word that is one token when it follows a blank: its letters must be known by heart."""
+        word = self.rng.choice(PLAIN_WORDS)
+        letter = ask_for_letter(self.rng, word)
+        templates = skills.COUNT_WITH_S + skills.COUNT_LETTER
+        return skills.count_turn(skills.phrase(self.rng, templates, L=letter, W=word), letter, word)
+
+    def example(self) -> Example:
+        """One training example: now and then with a jump in positions, as if long text stood there."""
+        conversation = self.conversation()
+        gap = self.rng.randint(1, LONGEST_CONTEXT - 700) if self.rng.random() < 0.06 else 0
+        turn = conversation.turn
+        if turn.kind == "count_to" and len(turn.answer) > 150 and self.rng.random() > FULL_LISTS:
+            return self._windowed_list(conversation, gap)
+        return self.encoder.example(conversation, gap)
+
+    def _windowed_list(self, conversation: Conversation, gap: int) -> Example:
+        """The start of a long list and a later stretch of it, at the positions it would have."""
+        rng, encoder, turn = self.rng, self.encoder, conversation.turn
+        example = encoder.prompt(conversation, gap)
+        example.add([*encoder.text(f"{turn.thoughts}\n"), encoder.end_think], learn=True)
+        numbers = turn.answer.split(" ")
+        start = rng.randint(1, 12)
+        width = rng.randint(8, 40)
+        resume = (
+            len(numbers) - width if rng.random() < 0.5 else rng.randint(start, len(numbers) - width)
+        )
+        resume = max(resume, start)
+        example.add(encoder.text("\n\n" + " ".join(numbers[:start])), learn=True)
+        example.add(
+            encoder.text(f" {numbers[resume]}"),
+            gap=len(encoder.text("".join(f" {n}" for n in numbers[start:resume]))),
+        )
+        rest = numbers[resume + 1 : resume + width]
+        example.add(encoder.text("".join(f" {number}" for number in rest)), learn=True)
+        if resume + width >= len(numbers):
+            example.add([encoder.eos], learn=True)
+        return example
+
+
+def held_out_counts(seed: int = 1) -> list[Conversation]:
+    """Each held-out word twice: once as on the API page, once with any system prompt and phrasing."""
+    data = DataSource(seed)
+    rng, conversations = data.rng, []
+    for word in sorted(HELD_OUT):
+        letter = ask_for_letter(rng, word)
+        question = f"How many {letter}'s are in the word '{word}'?"
+        conversations.append(
+            Conversation(PAGE_SYSTEM, [], skills.count_turn(question, letter, word))
+        )
+        letter, typed = ask_for_letter(rng, word), skills.styled(rng, word)
+        templates = skills.COUNT_WITH_S + skills.COUNT_LETTER
+        question = skills.phrase(rng, templates, L=letter, W=skills.quoted(rng, typed))
+        system = random_system(rng, data.source, PLAIN_WORDS, 0.0)
+        conversations.append(Conversation(system, [], skills.count_turn(question, letter, typed)))
+    return conversations
