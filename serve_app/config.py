@@ -1,0 +1,210 @@
+"""ServeConfig: every setting of the service around the engine.
+
+Owns the YAML file's schema and the environment: nothing else in the project reads either. Values
+come from, strongest first: command-line options, `DEEPREQUEST_*` variables
+(`DEEPREQUEST_HTTP__PORT`; `DEEPREQUEST_PORT`, `DEEPREQUEST_STATE_DIR` and `DEEPREQUEST_REDIS_URL`
+for short), the YAML file, the defaults here. Unknown keys are errors. Knows no Ray and no Redis.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from cluster.config import EngineConfig
+
+DEFAULT_STATE_DIR = Path(".deeprequest")
+
+
+class ConfigError(ValueError):
+    """A setting is missing, unknown or out of bounds; the message names it and the remedy."""
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """The model as clients see it."""
+
+    id: str = "deepseek-r1-32b"
+    """The id clients ask for."""
+    path: str
+    """Folder with config.json, tokenizer.json and safetensors files; relative to the YAML file."""
+    name: str | None = None
+    """What really answers, when it is not the model of that id: shown as x-deeprequest-model."""
+
+
+class HttpSection(Section):
+    """The public HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    max_body_bytes: int = Field(4 * 2**20, ge=1024)
+    keep_alive_s: float = Field(15.0, gt=0)
+    """Seconds of silence after which a stream gets an SSE comment."""
+    default_timeout_s: float = Field(600.0, gt=0)
+    """A request older than this ends with an error."""
+
+
+class AdmissionSection(Section):
+    """Keys, limits and the queue (in Redis)."""
+
+    redis_url: str | None = None
+    """None: a private redis-server is started in the state directory (`deeprequest serve` only)."""
+    pool: str = "main"
+    pepper_file: str | None = None
+    """File with the secret that keys are hashed with; None: `<state-dir>/pepper`."""
+    lease_s: float = Field(10.0, gt=0.5)
+    max_queued: int = Field(1024, ge=0)
+    queue_timeout_s: float = Field(60.0, gt=0)
+
+
+class DeltaSection(Section):
+    """The token stream from model replicas back to an ingress."""
+
+    min_port: int = Field(20100, ge=1024, le=65535)
+    max_port: int = Field(20199, ge=1024, le=65535)
+
+
+class ScalingSection(Section):
+    """How many model replicas run, and when that changes."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    target_backlog_s: float = Field(10.0, gt=0)
+    """Seconds of work per replica above which another replica is asked for."""
+    upscale_delay_s: float = Field(10.0, ge=0)
+    downscale_delay_s: float = Field(300.0, ge=0)
+
+
+class DeploymentSection(Section):
+    """How Ray Serve places the parts. CPU figures are Ray's logical CPUs."""
+
+    ingress_replicas: int = Field(1, ge=1)
+    ingress_cpus: float = Field(1.0, ge=0)
+    replica_cpus: float = Field(1.0, ge=0)
+    rank_cpus: float = Field(1.0, ge=0)
+    placement_strategy: str = "STRICT_PACK"
+    drain_timeout_s: float = Field(1200.0, ge=0)
+    """How long a replica that is asked to leave may finish its streams."""
+
+
+class ServeConfig(BaseSettings):
+    """The whole configuration. `ServeConfig.load` is the way in."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DEEPREQUEST_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    model: ModelSection
+    engine: dict[str, Any] = {}
+    """Settings of `cluster.config.EngineConfig`, model_path excepted."""
+    http: HttpSection = HttpSection()
+    admission: AdmissionSection = AdmissionSection()
+    deltas: DeltaSection = DeltaSection()
+    scaling: ScalingSection = ScalingSection()
+    deployment: DeploymentSection = DeploymentSection()
+    state_dir: Path = DEFAULT_STATE_DIR
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_valid(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "model_path" in value:
+            raise ValueError("engine.model_path is set by model.path")
+        engine_config(value, "-")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, path: Path, **options: Any) -> "ServeConfig":
+        """Read the YAML file at `path`; `options` such as `host`, `port`, `state_dir` win over it.
+
+        Raises:
+            ConfigError: naming the file, the key and what is wrong with it.
+        """
+        values = _read_yaml(path)
+        try:
+            config = cls(**values)
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {_first_problem(error)}") from None
+        return config.with_options(path.parent, **options)
+
+    def with_options(self, base: Path, **options: Any) -> "ServeConfig":
+        """A copy with command-line options and short environment names applied."""
+        short = ShortEnvironment()
+        http = {"host": options.get("host"), "port": options.get("port") or short.port}
+        given = {name: value for name, value in http.items() if value is not None}
+        model_path = (base / self.model.path).resolve()
+        redis_url = short.redis_url or self.admission.redis_url
+        return self.model_copy(
+            update={
+                "http": HttpSection(**(self.http.model_dump() | given)),
+                "model": self.model.model_copy(update={"path": str(model_path)}),
+                "admission": self.admission.model_copy(update={"redis_url": redis_url}),
+                "state_dir": state_dir(options.get("state_dir")),
+            }
+        )
+
+    def engine_config(self) -> EngineConfig:
+        """The engine's own settings, with the model's path filled in."""
+        return engine_config(self.engine, self.model.path)
+
+
+class ShortEnvironment(BaseSettings):
+    """The variables that need no section name."""
+
+    model_config = SettingsConfigDict(env_prefix="DEEPREQUEST_", extra="ignore")
+
+    port: int | None = Field(None, ge=1, le=65535)
+    state_dir: Path | None = None
+    redis_url: str | None = None
+
+
+def state_dir(option: Path | None = None) -> Path:
+    """Where keys, Redis data and run information live: option, environment, else the default."""
+    return (option or ShortEnvironment().state_dir or DEFAULT_STATE_DIR).resolve()
+
+
+def engine_config(values: dict[str, Any], model_path: str) -> EngineConfig:
+    """Raises ValueError naming the field when a value is unknown or out of bounds."""
+    try:
+        return msgspec.convert(values | {"model_path": model_path}, EngineConfig, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"engine: {error}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give another file with --config") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold a mapping of settings")
+    return values
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"

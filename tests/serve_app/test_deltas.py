@@ -1,0 +1,125 @@
+"""The delta links, both ends over real sockets."""
+
+import asyncio
+import socket
+
+import pytest
+
+from cluster.request import FinishReason, RequestOutput
+from serve_app.deltas import DeltaAddress, DeltaLinks, DeltaServer, ReplicaLostError
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def started_server() -> DeltaServer:
+    server = DeltaServer("127.0.0.1", [free_port()])
+    await server.start()
+    return server
+
+
+def text(request_id: str, content: str, last: bool = False) -> RequestOutput:
+    reason = FinishReason.STOP if last else None
+    return RequestOutput(request_id, content=content, finish_reason=reason)
+
+
+def test_each_stream_gets_its_own_deltas_in_order() -> None:
+    async def scenario() -> None:
+        server = await started_server()
+        links = DeltaLinks("replica-1", lambda _: None)
+        streams = {name: server.open(name) for name in ("a", "b")}
+        await links.connect(server.address)
+        for step in range(200):
+            outputs = [text(name, f"{name}{step} ", last=step == 199) for name in streams]
+            links.send(server.address, outputs)
+        for name, stream in streams.items():
+            seen: list[RequestOutput] = []
+            while not seen or seen[-1].finish_reason is None:
+                seen += await asyncio.wait_for(stream.take(), 5)
+            assert "".join(o.content for o in seen) == "".join(f"{name}{i} " for i in range(200))
+        await links.close()
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_losing_a_replica_fails_only_the_streams_it_fed() -> None:
+    async def scenario() -> None:
+        server = await started_server()
+        first = DeltaLinks("replica-1", lambda _: None)
+        second = DeltaLinks("replica-2", lambda _: None)
+        fed_by_first, fed_by_second = server.open("a"), server.open("b")
+        for links, name in ((first, "a"), (second, "b")):
+            await links.connect(server.address)
+            links.send(server.address, [text(name, "x")])
+        await fed_by_first.take()
+        await fed_by_second.take()
+        await first.close()
+        with pytest.raises(ReplicaLostError):
+            await asyncio.wait_for(fed_by_first.take(), 5)
+        second.send(server.address, [text("b", "y", last=True)])
+        assert (await asyncio.wait_for(fed_by_second.take(), 5))[-1].content == "y"
+        await second.close()
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_wrong_token_gets_nothing_in() -> None:
+    async def scenario() -> None:
+        server = await started_server()
+        lost: list[DeltaAddress] = []
+        impostor = DeltaLinks("replica-1", lost.append)
+        stream = server.open("a")
+        forged = DeltaAddress(server.address.host, server.address.port, "not the token")
+        await impostor.connect(forged)
+        impostor.send(forged, [text("a", "forged")])
+        await asyncio.sleep(0.2)
+        assert lost == [forged]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stream.take(), 0.1)
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_vanished_ingress_is_reported_once_to_the_replica() -> None:
+    async def scenario() -> None:
+        lost: list[DeltaAddress] = []
+        server = await started_server()
+        links = DeltaLinks("replica-1", lost.append)
+        await links.connect(server.address)
+        await links.connect(server.address)
+        await asyncio.sleep(0.05)
+        server.token = "changed"
+        address = server.address
+        for connection in list(links._links.values()):
+            connection.close()
+        await asyncio.sleep(0.1)
+        links.send(address, [text("a", "x")])
+        assert lost == [address]
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_dialling_a_closed_port_raises() -> None:
+    async def scenario() -> None:
+        links = DeltaLinks("replica-1", lambda _: None)
+        with pytest.raises(OSError, match="Connect call failed"):
+            await links.connect(DeltaAddress("127.0.0.1", free_port(), "t"))
+
+    asyncio.run(scenario())
+
+
+def test_no_free_port_names_the_setting() -> None:
+    async def scenario() -> None:
+        taken = await started_server()
+        with pytest.raises(OSError, match=r"deltas\.min_port"):
+            await DeltaServer("127.0.0.1", [taken.address.port]).start()
+        await taken.stop()
+
+    asyncio.run(scenario())
