@@ -1,0 +1,141 @@
+"""Every metric of the service, once: names, help texts, labels, and how they are filled.
+
+Labels are bounded by construction: a status, a replica, an ingress; never a key, a user, a model
+string of a request or a path. Names follow the field's (`time_to_first_token_seconds`,
+`num_requests_running`, `kv_cache_usage_perc`), so existing boards adapt. Knows no HTTP and no
+Redis: the snapshot of the replicas is handed in.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cluster.request import EngineStats, Usage
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class ReplicaLoad(Protocol):
+    """What a replica last said of itself."""
+
+    @property
+    def replica(self) -> str: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def stats(self) -> EngineStats: ...
+
+
+class Metrics:
+    """The metrics of one ingress, together with the load of all replicas it knows of."""
+
+    def __init__(self, ingress: str) -> None:
+        self._ingress = ingress
+        self._registry = CollectorRegistry()
+        self._cluster = _ClusterCollector()
+        self._registry.register(self._cluster)
+        self._requests = Counter(
+            "deeprequest_requests",
+            "Answered chat requests by HTTP status.",
+            ("ingress", "status"),
+            registry=self._registry,
+        )
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self._cached = self._counter("cached_tokens", "Prompt tokens found in the prefix cache.")
+        self._generated = self._counter("generation_tokens", "Generated tokens.")
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token.", _SECONDS
+        )
+        self.inter_token_latency = self._histogram(
+            "inter_token_latency_seconds", "Time between the deltas of one request.", _GAPS
+        )
+        self.request_latency = self._histogram(
+            "e2e_request_latency_seconds", "From a request's arrival to its end.", _SECONDS
+        )
+        self.queue_time = self._histogram(
+            "request_queue_time_seconds", "Waiting time in the admission queue.", _SECONDS
+        )
+
+    def answered(self, status: int) -> None:
+        """Count one answer; a stream that ended in an error counts with that error's status."""
+        self._requests.labels(self._ingress, str(status)).inc()
+
+    def used(self, usage: Usage) -> None:
+        """Add the tokens of one finished request."""
+        self._prompt.inc(usage.prompt_tokens)
+        self._cached.inc(usage.cached_tokens)
+        self._generated.inc(usage.completion_tokens)
+
+    def exposition(self, replicas: Sequence[ReplicaLoad], queued: int) -> bytes:
+        """The Prometheus text format, with the cluster's load as of this snapshot."""
+        self._cluster.snapshot = (replicas, queued)
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        name = f"deeprequest_{name}"
+        return Counter(name, text, ("ingress",), registry=self._registry).labels(self._ingress)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        family = Histogram(
+            f"deeprequest_{name}", text, ("ingress",), registry=self._registry, buckets=buckets
+        )
+        return family.labels(self._ingress)
+
+
+class _ClusterCollector(Collector):
+    """Gauges and counters that the replicas keep themselves."""
+
+    def __init__(self) -> None:
+        self.snapshot: tuple[Sequence[ReplicaLoad], int] = ((), 0)
+
+    def collect(self) -> Iterable[Metric]:
+        replicas, queued = self.snapshot
+        yield GaugeMetricFamily(
+            "deeprequest_queue_length", "Requests waiting in the admission queue.", value=queued
+        )
+        yield GaugeMetricFamily(
+            "deeprequest_replicas_ready",
+            "Model replicas that answer.",
+            value=sum(replica.ready for replica in replicas),
+        )
+        for name, text, read in _GAUGES:
+            gauge = GaugeMetricFamily(f"deeprequest_{name}", text, labels=("replica",))
+            for replica in replicas:
+                gauge.add_metric([replica.replica], read(replica.stats))
+            yield gauge
+        for name, text, read in _COUNTERS:
+            counter = CounterMetricFamily(f"deeprequest_{name}", text, labels=("replica",))
+            for replica in replicas:
+                counter.add_metric([replica.replica], read(replica.stats))
+            yield counter
+
+
+def _used_blocks(stats: EngineStats) -> float:
+    return stats.kv_total_blocks - stats.kv_free_blocks
+
+
+def _usage(stats: EngineStats) -> float:
+    return _used_blocks(stats) / stats.kv_total_blocks if stats.kv_total_blocks else 0.0
+
+
+_Read = Callable[[EngineStats], float]
+_GAUGES: tuple[tuple[str, str, _Read], ...] = (
+    ("num_requests_running", "Requests in the engine's batch.", lambda s: s.running),
+    ("num_requests_waiting", "Requests waiting inside the engine.", lambda s: s.waiting),
+    ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", _usage),
+    ("kv_blocks_total", "KV blocks of the replica.", lambda s: s.kv_total_blocks),
+    ("kv_blocks_used", "KV blocks held by requests.", _used_blocks),
+    ("kv_blocks_free", "KV blocks that a new request could take.", lambda s: s.kv_free_blocks),
+    ("kv_blocks_cached", "Free KV blocks that a prefix may hit.", lambda s: s.kv_cached_blocks),
+)
+_COUNTERS: tuple[tuple[str, str, _Read], ...] = (
+    ("engine_steps", "Engine steps.", lambda s: s.steps),
+    ("engine_prompt_tokens", "Prompt tokens computed.", lambda s: s.prompt_tokens),
+    ("engine_generation_tokens", "Tokens generated.", lambda s: s.generation_tokens),
+    ("prefix_cache_hit_tokens", "Prompt tokens found in the cache.", lambda s: s.prefix_hit_tokens),
+    ("preemptions", "Requests preempted for want of KV blocks.", lambda s: s.preemptions),
+)
