@@ -1,0 +1,174 @@
+"""OutputProcessor: what the engine core drew, as text for the people who asked.
+
+Owns the text state of every request in flight: ids -> reasoning or answer -> characters -> stop
+strings -> deltas. Refuses to know HTTP, torch and how reasoning is shown.
+
+The concatenation of a request's deltas is a function of its token ids alone: it does not matter
+how many of them a step brings.
+"""
+
+from collections.abc import Iterable
+
+from cluster.request import EngineCoreOutput, EngineRequest, FinishReason, RequestOutput, Usage
+from cluster.text.detokenizer import Detokenizer
+from cluster.text.reasoning import ReasoningParser, prompt_state
+from cluster.text.stop import StopChecker
+from cluster.text.tokenizer import Tokenizer
+
+
+class OutputProcessor:
+    """Turns the outputs of engine steps into deltas. Not to be shared between threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._texts: dict[str, _RequestText] = {}
+
+    def __len__(self) -> int:
+        """Requests that are not finished."""
+        return len(self._texts)
+
+    def add(self, request: EngineRequest) -> None:
+        """Starts the text state of a request, before the engine core sees it.
+
+        Raises:
+            ValueError: the id is in use, or a stop string is empty.
+        """
+        if request.request_id in self._texts:
+            raise ValueError(f"request id {request.request_id!r} is already in use")
+        self._texts[request.request_id] = _RequestText(request, self._tokenizer)
+
+    def process(self, outputs: Iterable[EngineCoreOutput]) -> tuple[list[RequestOutput], list[str]]:
+        """(deltas, ids of requests to abort in the engine core) of one step.
+
+        An output that shows nothing yet (half a character, a possible stop string) gives no delta;
+        its token ids ride on the next one. Outputs of unknown or finished requests are ignored.
+        The ids to abort are those that a stop string ended before the core knew.
+        """
+        deltas: list[RequestOutput] = []
+        aborts: list[str] = []
+        for output in outputs:
+            text = self._texts.get(output.request_id)
+            delta = text.advance(output) if text is not None else None
+            if delta is None:
+                continue
+            deltas.append(delta)
+            if delta.finish_reason is not None:
+                del self._texts[output.request_id]
+                if output.finish_reason is None:
+                    aborts.append(output.request_id)
+        return deltas, aborts
+
+    def discard(self, request_id: str) -> Usage | None:
+        """Forgets a request whose reader left; what it used so far, None if it is not in flight."""
+        text = self._texts.pop(request_id, None)
+        return text.usage() if text is not None else None
+
+
+class _RequestText:
+    """The text side of one request."""
+
+    def __init__(self, request: EngineRequest, tokenizer: Tokenizer) -> None:
+        self._request_id = request.request_id
+        self._min_tokens = request.params.min_tokens
+        self._eos_token_ids = tokenizer.eos_token_ids
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopChecker(request.params.stop) if request.params.stop else None
+        state = prompt_state(request.prompt_token_ids, tokenizer)
+        self._parser = ReasoningParser(state, tokenizer.think_end_id)
+        self._prompt_tokens = len(request.prompt_token_ids)
+        self._completion_tokens = 0
+        self._cached_tokens = 0
+        self._begin_delta()
+
+    def _begin_delta(self) -> None:
+        self._reasoning = ""
+        self._content = ""
+        self._reasoning_ended = False
+        self._token_ids: list[int] = []
+
+    def usage(self) -> Usage:
+        """Every generated token is a completion token, closing think and stop tokens included."""
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            cached_tokens=self._cached_tokens,
+            reasoning_tokens=self._parser.reasoning_tokens,
+        )
+
+    def advance(self, output: EngineCoreOutput) -> RequestOutput | None:
+        """Takes what a step gave; the delta to send, None if nothing can be shown yet."""
+        self._cached_tokens = max(self._cached_tokens, output.num_cached_tokens)
+        stop = self._take(output)
+        if stop is None and output.finish_reason is not None:
+            stop = self._finish()
+        if stop is not None:
+            return self._delta(FinishReason.STOP, stop)
+        if output.finish_reason is not None:
+            return self._delta(output.finish_reason, output.stop_reason, output.error)
+        if self._reasoning or self._content or self._reasoning_ended:
+            return self._delta()
+        return None
+
+    def _take(self, output: EngineCoreOutput) -> str | None:
+        """Reads the new ids up to the one that ends the request; a matched stop string or None.
+
+        What a step brings behind that id was drawn in vain and is not counted.
+        """
+        ending: frozenset[int] = frozenset()
+        if output.finish_reason is FinishReason.STOP:
+            stop_id = output.stop_reason
+            ending = self._eos_token_ids if stop_id is None else frozenset((stop_id,))
+        for token_id in output.new_token_ids:
+            self._completion_tokens += 1
+            self._token_ids.append(token_id)
+            ends = token_id in ending and self._completion_tokens >= self._min_tokens
+            stop = self._read(token_id, is_text=not ends)
+            if ends or stop is not None:
+                return stop
+        return None
+
+    def _read(self, token_id: int, *, is_text: bool) -> str | None:
+        if self._parser.push(token_id):
+            self._reasoning += self._detokenizer.flush()
+            self._reasoning_ended = True
+            return None
+        if not is_text:
+            return None
+        return self._show(self._detokenizer.push((token_id,)))
+
+    def _show(self, text: str) -> str | None:
+        if self._parser.thinking:
+            self._reasoning += text
+            return None
+        if self._stops is None or self._completion_tokens <= self._min_tokens:
+            self._content += text
+            return None
+        shown, stop = self._stops.push(text)
+        self._content += shown
+        return stop
+
+    def _finish(self) -> str | None:
+        stop = self._show(self._detokenizer.flush())
+        if stop is None and self._stops is not None:
+            self._content += self._stops.flush()
+        return stop
+
+    def _delta(
+        self,
+        finish_reason: FinishReason | None = None,
+        stop_reason: str | int | None = None,
+        error: str | None = None,
+    ) -> RequestOutput:
+        delta = RequestOutput(
+            request_id=self._request_id,
+            reasoning=self._reasoning,
+            content=self._content,
+            reasoning_ended=self._reasoning_ended,
+            token_ids=self._token_ids,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            usage=self.usage() if finish_reason is not None else None,
+            error=error,
+        )
+        self._begin_delta()
+        return delta
