@@ -1,0 +1,215 @@
+"""What fits where and how fast it could be: the memory and speed plan of a model on given devices.
+
+Owns the arithmetic and the sentences that refuse what cannot work, with the numbers and the
+setting to change. Pure: knows no torch, no files and no device; whoever asks brings the facts.
+Bytes are per rank unless a name says otherwise.
+"""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes of a Qwen2 checkpoint that memory and speed depend on."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool = False
+
+    @property
+    def layer_linear_params(self) -> int:
+        """Weights of one layer's matrices: q, k, v, o, gate, up, down."""
+        attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+        return self.hidden_size * (attention + 3 * self.intermediate_size)
+
+    @property
+    def layer_bias_params(self) -> int:
+        """q, k and v have a bias; o and the MLP have none."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def embedding_params(self) -> int:
+        """The embedding and, unless tied to it, the lm_head."""
+        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+
+    @property
+    def norm_params(self) -> int:
+        """Two RMSNorms a layer and the last one; every rank holds them whole."""
+        return (2 * self.num_layers + 1) * self.hidden_size
+
+    @property
+    def num_params(self) -> int:
+        layer = self.layer_linear_params + self.layer_bias_params
+        return self.num_layers * layer + self.embedding_params + self.norm_params
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Bytes per number: 2 for bfloat16, 1 for fp8, 4 for float32."""
+
+    linear: int = 2
+    other: int = 2
+    """Embedding, lm_head, biases and norms."""
+    kv: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What one rank's device offers."""
+
+    memory_bytes: int
+    bytes_per_second: float
+    flops: float
+
+
+def tensor_parallel_sizes(shape: ModelShape, largest: int = 8) -> list[int]:
+    """The numbers of ranks that can share this model: they divide all that is split."""
+    return [size for size in range(1, largest + 1) if not _undivided(shape, size)]
+
+
+def check_tensor_parallel_size(shape: ModelShape, size: int) -> None:
+    """Raises ValueError: `size` does not divide the model; the message names the sizes that do."""
+    undivided = _undivided(shape, size)
+    if undivided:
+        sizes = ", ".join(str(fit) for fit in tensor_parallel_sizes(shape, max(size, 8)))
+        raise ValueError(
+            f"tensor_parallel_size {size} does not divide {' and '.join(undivided)}; "
+            f"this model can be split by {sizes}"
+        )
+
+
+def weight_bytes(shape: ModelShape, tp: int, precision: Precision = Precision()) -> int:  # noqa: B008
+    """Bytes of one rank's weights: a `tp`-th of the matrices, and all norms."""
+    linear = shape.num_layers * shape.layer_linear_params * precision.linear
+    other = (shape.num_layers * shape.layer_bias_params + shape.embedding_params) * precision.other
+    return (linear + other) // tp + shape.norm_params * precision.other
+
+
+def kv_bytes_per_token(shape: ModelShape, tp: int, kv_bytes: int = 2) -> int:
+    """Bytes one token's keys and values take in one rank's pool, all layers together."""
+    return 2 * shape.num_layers * (shape.num_kv_heads // tp) * shape.head_dim * kv_bytes
+
+
+def kv_room(
+    device_bytes: int, weights: int, utilization: float = 0.92, overhead: int = 5 * GIB // 2
+) -> int:
+    """Bytes left for KV: the share of the device we may use, less weights and working memory."""
+    return max(0, int(utilization * device_bytes) - weights - overhead)
+
+
+def num_kv_blocks(room_bytes: int, token_bytes: int, block_size: int) -> int:
+    """Blocks, the dummy block included, that a pool of this many bytes holds.
+
+    Raises:
+        ValueError: not even one usable block fits; the message names the settings.
+    """
+    blocks = room_bytes // (token_bytes * block_size)
+    if blocks < 2:
+        raise ValueError(
+            f"{_gib(room_bytes)} are left for the KV cache, but two blocks of {block_size} tokens "
+            f"take {_gib(2 * block_size * token_bytes)}: raise tensor_parallel_size, "
+            f"gpu_memory_utilization or kv_cache_gib, or use devices with more memory"
+        )
+    return blocks
+
+
+def longest_sequence(num_blocks: int, block_size: int) -> int:
+    """Tokens of the longest sequence that a pool holds; block 0 is never used."""
+    return (num_blocks - 1) * block_size
+
+
+def fit_max_model_len(
+    asked: int | None, max_positions: int, num_blocks: int, block_size: int
+) -> int:
+    """The context length to serve: what was asked, else the most that model and pool allow.
+
+    Raises:
+        ValueError: what was asked does not fit; the message names what does, and the settings.
+    """
+    longest = longest_sequence(num_blocks, block_size)
+    if asked is None:
+        return min(max_positions, longest)
+    if not 1 <= asked <= max_positions:
+        raise ValueError(
+            f"max_model_len {asked} is not between 1 and the model's {max_positions} positions"
+        )
+    if asked > longest:
+        raise ValueError(
+            f"max_model_len {asked} does not fit: the KV cache holds {longest} tokens "
+            f"({num_blocks - 1} blocks of {block_size}); set max_model_len to at most {longest}, "
+            f"or raise num_kv_blocks, kv_cache_gib, gpu_memory_utilization or tensor_parallel_size"
+        )
+    return asked
+
+
+def decode_seconds(
+    shape: ModelShape,
+    device: Device,
+    tp: int,
+    *,
+    batch: int,
+    context: int,
+    precision: Precision = Precision(),  # noqa: B008
+    all_reduce_seconds: float = 0.0,
+) -> float:
+    """The least time of a decode step: reading weights and KV, or computing, then all-reduces.
+
+    Args:
+        batch: requests in the step, each with `context` tokens in its cache.
+        all_reduce_seconds: one all-reduce of [batch, hidden]; there are two a layer and one more.
+    """
+    lm_head = shape.vocab_size * shape.hidden_size
+    linears = shape.num_layers * shape.layer_linear_params
+    read = (linears * precision.linear + lm_head * precision.other) / tp
+    read += batch * context * kv_bytes_per_token(shape, tp, precision.kv)
+    compute = 2 * batch * (linears + lm_head) / tp / device.flops
+    all_reduces = (2 * shape.num_layers + 1) * all_reduce_seconds if tp > 1 else 0.0
+    return max(read / device.bytes_per_second, compute) + all_reduces
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one number of ranks gives."""
+
+    tensor_parallel_size: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_tokens: int
+    """Tokens of all requests together; also the longest sequence, were it alone."""
+
+
+def plan(
+    shape: ModelShape,
+    device: Device,
+    tp: int,
+    precision: Precision = Precision(),  # noqa: B008
+) -> Plan:
+    """The memory plan of `tp` such devices.
+
+    Raises:
+        ValueError: `tp` does not divide the model.
+    """
+    check_tensor_parallel_size(shape, tp)
+    weights, token = weight_bytes(shape, tp, precision), kv_bytes_per_token(shape, tp, precision.kv)
+    return Plan(tp, weights, token, kv_room(device.memory_bytes, weights) // token)
+
+
+def _undivided(shape: ModelShape, size: int) -> list[str]:
+    parts = {
+        "query heads": shape.num_heads,
+        "kv heads": shape.num_kv_heads,
+        "MLP columns": shape.intermediate_size,
+        "vocabulary rows": shape.vocab_size,
+    }
+    return [f"{count} {name}" for name, count in parts.items() if size < 1 or count % size]
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"
