@@ -99,12 +99,8 @@ class DeploymentSection(Section):
     """How long a replica that is asked to leave may finish its streams."""
 
 
-class ServeConfig(BaseSettings):
-    """The whole configuration. `ServeConfig.load` is the way in."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="DEEPREQUEST_", env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+class ServeConfig(Section):
+    """The whole configuration, resolved. `ServeConfig.load` is the way in."""
 
     model: ModelSection
     engine: dict[str, Any] = {}
@@ -125,17 +121,6 @@ class ServeConfig(BaseSettings):
         return value
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
-
-    @classmethod
     def load(cls, path: Path, **options: Any) -> "ServeConfig":
         """Read the YAML file at `path`; `options` such as `host`, `port`, `state_dir` win over it.
 
@@ -144,7 +129,7 @@ class ServeConfig(BaseSettings):
         """
         values = _read_yaml(path)
         try:
-            config = cls(**values)
+            config = cls.model_validate(_Sources(**values).model_dump())
         except ValidationError as error:
             raise ConfigError(f"{path}: {_first_problem(error)}") from None
         return config.with_options(path.parent, **options)
@@ -168,6 +153,25 @@ class ServeConfig(BaseSettings):
     def engine_config(self) -> EngineConfig:
         """The engine's own settings, with the model's path filled in."""
         return engine_config(self.engine, self.model.path)
+
+
+class _Sources(BaseSettings, ServeConfig):
+    """ServeConfig's values from the YAML file (as arguments) and the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DEEPREQUEST_", env_nested_delimiter="__", extra="forbid"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
 
 
 class ShortEnvironment(BaseSettings):

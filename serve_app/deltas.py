@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from cluster.request import RequestOutput
+from cluster.request import EngineRequest, RequestOutput
 
 HEARTBEAT_S = 1.0
 LINK_TIMEOUT_S = 5.0
@@ -48,8 +48,26 @@ class DeltaAddress(msgspec.Struct, frozen=True, array_like=True):
     token: str
 
 
+class Submission(msgspec.Struct, frozen=True, array_like=True):
+    """What an ingress hands to a model replica: a request, and where its deltas go."""
+
+    request: EngineRequest
+    address: DeltaAddress
+
+    def encode(self) -> bytes:
+        return _encoder.encode(self)
+
+    @staticmethod
+    def decode(data: bytes) -> "Submission":
+        """Raises msgspec.DecodeError if `data` is not a submission."""
+        return _submission_decoder.decode(data)
+
+
 class ReplicaLostError(Exception):
     """The replica that fed this stream is gone."""
+
+
+_submission_decoder = msgspec.msgpack.Decoder(Submission)
 
 
 def _frame(message: object) -> bytes:
@@ -77,8 +95,8 @@ class DeltaStream:
         self._error = self._error or error
         self._wakeup.set()
 
-    async def take(self) -> list[RequestOutput]:
-        """All deltas that arrived since the last call, at least one.
+    async def take(self, timeout_s: float | None = None) -> list[RequestOutput]:
+        """All deltas that arrived since the last call; none if `timeout_s` passed without any.
 
         Raises:
             Exception: what `fail` was given, e.g. ReplicaLostError.
@@ -87,7 +105,11 @@ class DeltaStream:
             if self._error is not None:
                 raise self._error
             self._wakeup.clear()
-            await self._wakeup.wait()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wakeup.wait()
+            except TimeoutError:
+                return []
         taken, self._pending = self._pending, []
         return taken
 

@@ -91,8 +91,8 @@ class LocalCluster:
                 probe.bind((self._host, self._port))
             except OSError as error:
                 raise PortTakenError(
-                    f"cannot listen on {self._host}:{self._port} ({error.strerror}); choose another "
-                    "port with --port or DEEPREQUEST_PORT"
+                    f"cannot listen on {self._host}:{self._port} ({error.strerror}); choose another"
+                    " port with --port or DEEPREQUEST_PORT"
                 ) from None
 
     def _environment(self) -> dict[str, str]:
