@@ -1,0 +1,1 @@
+"""Attention over a paged KV cache: one block-table interface, several backends."""

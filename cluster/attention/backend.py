@@ -1,0 +1,74 @@
+"""The one interface of attention: a step's metadata, the KV cache's layout, what a backend does.
+
+Owns the block-table semantics that every backend shares. Imports no backend.
+
+    KV cache of one layer   [2, num_blocks, block_size, K, H]     0 = keys, 1 = values
+    position p of request b lies in block  block_table[b, p // block_size]
+                         at slot           block * block_size + p % block_size
+    block 0 is the dummy: padding points to it, no request owns it, its content is finite
+
+    a step's queries lie packed one request after the other; requests with one query come first:
+    |q|q|q|qqqqq|qqq|      cu_seqlens_q = 0 1 2 3 8 11      num_decode = 3
+"""
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionMetadata:
+    """Who attends to what in one step. B requests, T query tokens."""
+
+    cu_seqlens_q: Tensor
+    """int32 [B + 1]: where each request's queries begin."""
+    seq_lens_k: Tensor
+    """int32 [B]: tokens each request can see after this step's own are stored."""
+    block_table: Tensor
+    """int32 [B, max_pages]; columns past a request's last block are 0."""
+    slot_mapping: Tensor
+    """int64 [T]: where each query token's key and value go."""
+    max_q: int
+    max_k: int
+    num_decode: int
+    """Leading requests with exactly one query."""
+
+
+class AttentionPlan(Protocol):
+    """One step, worked out once and used by every layer. N query heads over K kv heads."""
+
+    def store_kv(self, kv_layer: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put [T, K, H] keys and values into their slots."""
+
+    def attend(self, kv_layer: Tensor, q: Tensor) -> Tensor:
+        """Causal attention of [T, N, H] over the stored keys and values -> [T, N, H]."""
+
+
+class AttentionBackend(Protocol):
+    """One way to compute attention over a block table.
+
+    A constructor takes the block size and raises ValueError, naming sizes that do work, if its
+    kernels cannot page so.
+    """
+
+    name: str
+    capture_ok: bool
+    """Whether a plan's calls may be captured in a CUDA graph."""
+
+    def plan(self, metadata: AttentionMetadata) -> AttentionPlan:
+        """Host work of one step; outside any graph."""
+
+
+def allocate_kv_layer(
+    num_blocks: int,
+    block_size: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """One layer's cache, zero-filled: masked slots are still multiplied, so they must be finite."""
+    shape = (2, num_blocks, block_size, num_kv_heads, head_dim)
+    return torch.zeros(shape, dtype=dtype, device=device)

@@ -1,0 +1,150 @@
+"""Qwen2: token ids and positions in, hidden states and this rank's logits out.
+
+Owns the shape of the network. Attention over the paged cache comes in as a plan of the step, the
+ranks as a constructor argument; so nothing here knows requests, pages or processes.
+
+Shape letters: T tokens, D hidden, N query heads, K kv heads, H head dim, F intermediate, V
+vocabulary, S sampling rows; N, K, F and V are this rank's share.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from cluster.attention.backend import AttentionPlan
+from cluster.model.layers import RMSNorm, Rotary, rotate, silu_and_mul
+from cluster.model.model_config import ModelConfig
+from cluster.model.parallel import (
+    ColumnParallelLinear,
+    ParallelLMHead,
+    Placement,
+    RowParallelLinear,
+    TensorShard,
+    VocabParallelEmbedding,
+)
+from cluster.plan import check_tensor_parallel_size
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, where: Placement) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.num_heads = where.split("query heads", config.num_heads)
+        self.num_kv_heads = where.split("key/value heads", config.num_kv_heads)
+        kv_size = config.num_kv_heads * config.head_dim
+        parts = {
+            "q_proj": config.num_heads * config.head_dim,
+            "k_proj": kv_size,
+            "v_proj": kv_size,
+        }
+        self.qkv_proj = ColumnParallelLinear(config.hidden_size, parts, True, where)
+        self.o_proj = RowParallelLinear(parts["q_proj"], config.hidden_size, where)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, kv_layer: Tensor, attention: AttentionPlan
+    ) -> Tensor:
+        n, k = self.num_heads, self.num_kv_heads
+        qkv = self.qkv_proj(x).view(-1, n + 2 * k, self.head_dim)  # [T, N + 2K, H]
+        turned = rotate(qkv[:, : n + k], cos, sin)  # q and k in one go
+        attention.store_kv(kv_layer, turned[:, n:], qkv[:, n + k :])
+        out = attention.attend(kv_layer, turned[:, :n])  # [T, N, H]
+        projected: Tensor = self.o_proj(out.reshape(-1, n * self.head_dim))  # [T, D]
+        return projected
+
+    def shards(self, prefix: str) -> Iterator[TensorShard]:
+        yield from self.qkv_proj.shards(prefix)
+        yield from self.o_proj.shards(f"{prefix}.o_proj")
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig, where: Placement) -> None:
+        super().__init__()
+        inner = config.intermediate_size
+        parts = {"gate_proj": inner, "up_proj": inner}
+        self.gate_up_proj = ColumnParallelLinear(config.hidden_size, parts, False, where)
+        self.down_proj = RowParallelLinear(inner, config.hidden_size, where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))  # [T, 2F] -> [T, D]
+        return out
+
+    def shards(self, prefix: str) -> Iterator[TensorShard]:
+        yield from self.gate_up_proj.shards(prefix)
+        yield from self.down_proj.shards(f"{prefix}.down_proj")
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, where: Placement) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, where)
+        self.self_attn = Attention(config, where)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, where)
+        self.mlp = MLP(config, where)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, kv_layer: Tensor, attention: AttentionPlan
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, kv_layer, attention)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+    def shards(self, prefix: str) -> Iterator[TensorShard]:
+        yield from self.input_layernorm.shards(f"{prefix}.input_layernorm")
+        yield from self.self_attn.shards(f"{prefix}.self_attn")
+        yield from self.post_attention_layernorm.shards(f"{prefix}.post_attention_layernorm")
+        yield from self.mlp.shards(f"{prefix}.mlp")
+
+
+class Qwen2(nn.Module):
+    """The decoder. Weights are uninitialised until `weights.load_weights` has filled them."""
+
+    def __init__(self, config: ModelConfig, where: Placement, max_position: int) -> None:
+        """`max_position`: how far the rotary tables reach.
+
+        Raises:
+            ValueError: the group's size does not divide the model.
+        """
+        super().__init__()
+        check_tensor_parallel_size(config.shape, where.group.size)
+        self.config = config
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, where)
+        self.layers = nn.ModuleList(DecoderLayer(config, where) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, where)
+        tied = self.embed_tokens.weight if config.tie_word_embeddings else None
+        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, where, tied)
+        self.rotary = Rotary(config.head_dim, config.rope_theta, max_position, where.device)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_cache: list[Tensor],
+        attention: AttentionPlan,
+    ) -> Tensor:
+        """[T] ids at [T] positions -> [T, D] hidden states, the same on every rank."""
+        cos, sin = self.rotary.angles(positions)
+        x = self.embed_tokens(token_ids)
+        for layer, kv_layer in zip(self.layers, kv_cache, strict=True):
+            x = layer(x, cos, sin, kv_layer, attention)
+        out: Tensor = self.norm(x)
+        return out
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[S, D] -> [S, V]: this rank's slice of the vocabulary."""
+        logits: Tensor = self.lm_head(hidden)
+        return logits
+
+    def shards(self) -> Iterator[TensorShard]:
+        """Every tensor of the checkpoint, and where this rank's slice of it goes."""
+        yield from self.embed_tokens.shards("model.embed_tokens")
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            yield from layer.shards(f"model.layers.{number}")
+        yield from self.norm.shards("model.norm")
+        yield from self.lm_head.shards("lm_head")

@@ -1,0 +1,1 @@
+"""Execution: one Worker per rank, its batch, its sampler, and the ways to reach it."""

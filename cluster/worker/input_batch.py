@@ -1,0 +1,221 @@
+"""InputBatch: the persistent batch, mirrored from the frames, and each step's inputs made from it.
+
+Owns the rows: known tokens, blocks and sampling parameters of every request in flight, in host
+arrays, so that a step is prepared by a fixed number of array operations whatever its size. Knows
+no model. Refuses frames that contradict what it has seen: a rank that lost step must not guess.
+
+    token_ids    [rows, max_model_len]   num_tokens[row] of them known
+    block_table  [rows, max_blocks]      num_blocks[row] of them given, the rest 0 (the dummy)
+"""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cluster.attention.backend import AttentionMetadata
+from cluster.batch import AppendedRow, ScheduledRow, SchedulerOutput, StartedRow
+from cluster.worker.sampler import SamplingBatch
+
+Ints = npt.NDArray[np.int64]
+
+
+class FrameError(RuntimeError):
+    """A frame contradicts the rows this rank has mirrored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """One step on the device, and what the host must remember of it."""
+
+    token_ids: Tensor
+    """int64 [T]"""
+    positions: Tensor
+    """int64 [T]"""
+    metadata: AttentionMetadata
+    sample_index: Tensor
+    """int64 [S]: each sampling row's last token within T, in the frame's order."""
+    sample_rows: list[int]
+    sampling: SamplingBatch
+
+
+class InputBatch:
+    """Every row's state."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        max_model_len: int,
+        block_size: int,
+        eos_token_ids: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        self._device = device
+        self._block_size = block_size
+        self._eos = list(eos_token_ids)
+        self._token_ids = np.zeros((num_rows, max_model_len), np.int32)
+        self._block_table = np.zeros((num_rows, -(-max_model_len // block_size)), np.int32)
+        self._num_tokens = np.zeros(num_rows, np.int64)
+        self._num_blocks = np.zeros(num_rows, np.int64)
+        self._num_prompt = np.zeros(num_rows, np.int64)
+        self._min_tokens = np.zeros(num_rows, np.int64)
+        self._temperature = np.zeros(num_rows, np.float32)
+        self._top_p = np.ones(num_rows, np.float32)
+        self._min_p = np.zeros(num_rows, np.float32)
+        self._top_k = np.zeros(num_rows, np.int64)
+        self._seed = np.zeros(num_rows, np.int64)
+        self._stop_ids = np.full((num_rows, max(1, len(self._eos))), -1, np.int64)
+
+    def apply(self, frame: SchedulerOutput) -> None:
+        """Mirror what the frame says about rows: released, then started, then appended.
+
+        Raises:
+            FrameError: a row is unknown or already taken, or overflows.
+        """
+        for row in frame.released:
+            self._check(0 <= row < len(self._num_tokens) and self._num_tokens[row], row, "is free")
+            self._block_table[row, : self._num_blocks[row]] = 0
+            self._num_tokens[row] = self._num_blocks[row] = 0
+        for started in frame.started:
+            self._start(started)
+        if frame.appended:
+            self._append(frame.appended)
+
+    def blocks(self, row: int) -> Tensor:
+        """The row's blocks, int64 on the device."""
+        blocks = self._block_table[row, : self._num_blocks[row]].astype(np.int64)
+        return torch.from_numpy(blocks).to(self._device)
+
+    def _start(self, started: StartedRow) -> None:
+        row, tokens, blocks = started.row, started.token_ids, started.block_ids
+        self._check(0 <= row < len(self._num_tokens), row, "does not exist")
+        self._check(not self._num_tokens[row], row, "is taken")
+        self._check(0 < len(tokens) <= self._token_ids.shape[1], row, "has no or too many tokens")
+        self._check(len(blocks) <= self._block_table.shape[1], row, "has too many blocks")
+        self._token_ids[row, : len(tokens)] = tokens
+        self._block_table[row, : len(blocks)] = blocks
+        self._num_tokens[row] = len(tokens)
+        self._num_blocks[row] = len(blocks)
+        params = started.params
+        self._num_prompt[row] = started.num_prompt_tokens
+        self._min_tokens[row] = params.min_tokens
+        self._temperature[row] = params.temperature
+        self._top_p[row] = params.top_p
+        self._min_p[row] = params.min_p
+        self._top_k[row] = params.top_k
+        self._seed[row] = params.seed
+        stop = [*self._eos, *params.stop_token_ids] if params.min_tokens else []
+        if len(stop) > self._stop_ids.shape[1]:
+            wider = len(stop) - self._stop_ids.shape[1]
+            self._stop_ids = np.pad(self._stop_ids, ((0, 0), (0, wider)), constant_values=-1)
+        self._stop_ids[row] = -1
+        self._stop_ids[row, : len(stop)] = stop
+
+    def _append(self, appended: list[AppendedRow]) -> None:
+        rows = np.array([a.row for a in appended])
+        self._check((rows >= 0).all() and (rows < len(self._num_tokens)).all(), rows, "unknown")
+        self._check(self._num_tokens[rows].all(), rows, "was never started")
+        tokens = [token for a in appended for token in a.token_ids]
+        counts = np.array([len(a.token_ids) for a in appended])
+        starts = self._num_tokens[rows]
+        self._check((starts + counts <= self._token_ids.shape[1]).all(), rows, "is too long")
+        self._token_ids[np.repeat(rows, counts), _spans(starts, counts)] = tokens
+        self._num_tokens[rows] = starts + counts
+        blocks = [block for a in appended for block in a.block_ids]
+        if blocks:
+            counts = np.array([len(a.block_ids) for a in appended])
+            starts = self._num_blocks[rows]
+            self._check((starts + counts <= self._block_table.shape[1]).all(), rows, "overflows")
+            self._block_table[np.repeat(rows, counts), _spans(starts, counts)] = blocks
+            self._num_blocks[rows] = starts + counts
+
+    def prepare(self, scheduled: list[ScheduledRow]) -> StepInputs:
+        """The inputs of a step; `scheduled` must not be empty.
+
+        Raises:
+            FrameError: a row has fewer known tokens or blocks than the step needs.
+        """
+        frame_rows = np.array([s.row for s in scheduled])
+        frame_starts = np.array([s.num_computed for s in scheduled])
+        frame_counts = np.array([s.num_tokens for s in scheduled])
+        samples = np.array([s.samples for s in scheduled])
+        self._check_step(frame_rows, frame_starts, frame_counts, samples)
+        # rows with one query first, each group in the frame's order
+        order = np.argsort(frame_counts > 1, kind="stable")
+        rows, starts, counts = frame_rows[order], frame_starts[order], frame_counts[order]
+
+        positions = _spans(starts, counts)
+        token_rows = np.repeat(rows, counts)
+        pages, offsets = np.divmod(positions, self._block_size)
+        slots = self._block_table[token_rows, pages].astype(np.int64)
+        slots = slots * self._block_size + offsets
+        borders = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(counts, out=borders[1:])
+        seq_lens = starts + counts
+        max_k = int(seq_lens.max())
+        num_pages = -(-max_k // self._block_size)
+
+        last = np.empty(len(rows), np.int64)
+        last[order] = borders[1:] - 1
+        sample_rows = frame_rows[samples]
+        return StepInputs(
+            token_ids=self._put(self._token_ids[token_rows, positions].astype(np.int64)),
+            positions=self._put(positions),
+            metadata=AttentionMetadata(
+                cu_seqlens_q=self._put(borders),
+                seq_lens_k=self._put(seq_lens.astype(np.int32)),
+                block_table=self._put(self._block_table[rows, :num_pages]),
+                slot_mapping=self._put(slots),
+                max_q=int(counts.max()),
+                max_k=max_k,
+                num_decode=int((counts == 1).sum()),
+            ),
+            sample_index=self._put(last[samples]),
+            sample_rows=sample_rows.tolist(),
+            sampling=self._sampling(sample_rows),
+        )
+
+    def _check_step(
+        self, rows: Ints, starts: Ints, counts: Ints, samples: npt.NDArray[np.bool_]
+    ) -> None:
+        self._check((rows >= 0).all() and (rows < len(self._num_tokens)).all(), rows, "unknown")
+        ends, known = starts + counts, self._num_tokens[rows]
+        room = self._num_blocks[rows] * self._block_size
+        self._check((counts > 0).all() and (starts >= 0).all(), rows, "computes nothing")
+        self._check((ends <= known).all(), rows, "computes tokens nobody knows")
+        self._check((ends <= room).all(), rows, "has too few blocks")
+        self._check((ends == known)[samples].all(), rows, "samples before its last known token")
+
+    def _sampling(self, rows: Ints) -> SamplingBatch:
+        position = self._num_tokens[rows]
+        waiting = np.flatnonzero(position - self._num_prompt[rows] < self._min_tokens[rows])
+        banned = self._stop_ids[rows[waiting]]
+        index, column = np.nonzero(banned >= 0)
+        return SamplingBatch(
+            temperature=self._temperature[rows],
+            top_p=self._top_p[rows],
+            min_p=self._min_p[rows],
+            top_k=self._top_k[rows],
+            seed=self._seed[rows],
+            position=position,
+            banned_rows=waiting[index],
+            banned_ids=banned[index, column],
+        )
+
+    def _put(self, array: npt.NDArray[np.int32] | Ints) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+    @staticmethod
+    def _check(holds: object, row: object, what: str) -> None:
+        if not holds:
+            raise FrameError(f"frame and batch disagree: row {row} {what}")
+
+
+def _spans(starts: Ints, counts: Ints) -> Ints:
+    """[a, b], [2, 3] -> a, a+1, b, b+1, b+2."""
+    ends = np.cumsum(counts)
+    offsets = np.repeat(starts - (ends - counts), counts)
+    spans: Ints = offsets + np.arange(len(offsets))
+    return spans

@@ -1,0 +1,285 @@
+"""Worker: one rank of a replica, from an empty process to answered steps.
+
+Owns the order of start-up (load, size the KV cache, allocate, warm) and the facts found on the
+way, which it returns and never writes back into the config. Knows no sockets and no scheduler.
+
+    worker = Worker(config, rank, group)
+    worker.load()                                   # weights
+    worker.init_kv_cache(worker.num_kv_blocks())    # both are collective: every rank calls them
+    worker.execute(frame)
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from cluster.attention.backend import AttentionBackend, allocate_kv_layer
+from cluster.attention.cpu import TorchAttention
+from cluster.batch import ModelRunnerOutput, SchedulerOutput
+from cluster.config import EngineConfig
+from cluster.device import Device
+from cluster.model.model_config import ModelConfig, read_model_config
+from cluster.model.parallel import Placement, TPGroup
+from cluster.model.qwen2 import Qwen2
+from cluster.model.weights import Progress as OnProgress
+from cluster.model.weights import load_weights
+from cluster.plan import (
+    GIB,
+    check_tensor_parallel_size,
+    fit_max_model_len,
+    kv_bytes_per_token,
+    num_kv_blocks,
+)
+from cluster.worker.input_batch import InputBatch
+from cluster.worker.model_runner import ModelRunner, run_dummy
+from cluster.worker.sampler import Sampler
+
+CPU_KV_SHARE, CPU_KV_BYTES = 0.25, 2 * GIB
+"""Default KV cache on a CPU, all ranks together: this share of the free memory, at most this."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, array_like=True):
+    """What start-up found out; the same on every rank."""
+
+    vocab_size: int
+    num_real_tokens: int
+    """Ids below it have a token; the rest of the vocabulary is padding and is never drawn."""
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    num_kv_blocks: int
+    """The dummy block included."""
+    block_size: int
+    kv_bytes_per_token: int
+    """On one rank."""
+    weight_bytes: int
+    """Read by this rank."""
+    device: str
+    dtype: str
+    attention_backend: str
+
+
+class Worker:
+    """One rank: its device, its slice of the model, its share of the KV cache."""
+
+    def __init__(self, config: EngineConfig, rank: int, group: TPGroup) -> None:
+        """Choose the device and read the model's config; no weights yet.
+
+        Raises:
+            UnsupportedModelError, ValueError: the checkpoint or the parallel size cannot be served.
+            RuntimeError: the device is not there.
+        """
+        if (rank, config.tensor_parallel_size) != (group.rank, group.size):
+            raise ValueError(
+                f"rank {rank} of tensor_parallel_size {config.tensor_parallel_size} was given a "
+                f"group in which it is rank {group.rank} of {group.size}"
+            )
+        self.config = config
+        self.rank = rank
+        self.group = group
+        self._model_dir = Path(config.model_path)
+        self.model_config: ModelConfig = read_model_config(self._model_dir)
+        check_tensor_parallel_size(self.model_config.shape, group.size)
+        self.device = Device.select(config.device, rank)
+        if not self.device.is_cuda:
+            self.device.use_threads(config.threads_per_rank)
+            if config.pin_ranks and not self.device.pin_cores(rank, config.threads_per_rank):
+                _log.warning("rank %d is not pinned: too few cores", rank)
+        self._dtype = self.device.dtype(config.dtype)
+        self._backend = _attention_backend(config, self.device, self._dtype)
+        self._num_real_tokens = _num_real_tokens(self._model_dir, self.model_config.vocab_size)
+        self._weight_bytes = 0
+        self._model: Qwen2 | None = None
+        self._runner: ModelRunner | None = None
+        self._facts: WorkerFacts | None = None
+
+    @property
+    def facts(self) -> WorkerFacts:
+        """Known once the KV cache stands."""
+        assert self._facts is not None, "init_kv_cache first"
+        return self._facts
+
+    def load(self) -> None:
+        """Read this rank's slices; rank 0 shows how far it is.
+
+        Raises:
+            WeightError: the checkpoint is incomplete or of another model.
+        """
+        device = self.device.torch_device
+        where = Placement(self.group, device, self._dtype)
+        longest = self.config.max_model_len or self.model_config.max_position
+        model = Qwen2(self.model_config, where, min(longest, self.model_config.max_position))
+        tied = ("lm_head.weight",) if self.model_config.tie_word_embeddings else ()
+        shown = self.config.load_progress and self.rank == 0
+        with torch.inference_mode(), _progress(shown) as on_progress:
+            self._weight_bytes = load_weights(self._model_dir, model.shards(), on_progress, tied)
+        self._model = model.eval()
+
+    @torch.inference_mode()
+    def num_kv_blocks(self) -> int:
+        """Blocks of the KV cache, dummy block included; the smallest of what the ranks can hold.
+
+        Raises:
+            ValueError: not even one block fits.
+        """
+        token_bytes = self._kv_bytes_per_token()
+        config = self.config
+        max_model_len = config.max_model_len or self.model_config.max_position
+        needed = config.max_num_seqs * -(-max_model_len // config.block_size) + 1
+        if config.num_kv_blocks is not None:
+            return config.num_kv_blocks
+        if config.kv_cache_gib is not None:
+            room = int(config.kv_cache_gib * GIB) // self.group.size
+        elif self.device.is_cuda:
+            room = self._cuda_room()
+        else:
+            share = int(self.device.free_memory() * CPU_KV_SHARE)
+            room = min(share, CPU_KV_BYTES) // self.group.size
+        blocks = num_kv_blocks(room, token_bytes, config.block_size)
+        if config.kv_cache_gib is None:
+            blocks = min(blocks, needed)
+        offered = torch.tensor([blocks], dtype=torch.int64, device=self.device.torch_device)
+        return int(self.group.all_gather(offered).min())
+
+    @torch.inference_mode()
+    def init_kv_cache(self, num_blocks: int) -> None:
+        """Allocate the zero-filled cache and the batch, and warm the model up.
+
+        Raises:
+            ValueError: max_model_len does not fit the model or the cache.
+        """
+        config, model = self.config, self._loaded()
+        max_model_len = fit_max_model_len(
+            config.max_model_len, self.model_config.max_position, num_blocks, config.block_size
+        )
+        kv_cache = self._allocate(num_blocks)
+        batch = InputBatch(
+            config.max_num_seqs,
+            max_model_len,
+            config.block_size,
+            self.model_config.eos_token_ids,
+            self.device.torch_device,
+        )
+        sampler = Sampler(self.group, self.model_config.vocab_size, self._num_real_tokens)
+        self._runner = ModelRunner(model, self._backend, kv_cache, batch, sampler)
+        run_dummy(model, self._backend, kv_cache, num_tokens=2)
+        self._facts = WorkerFacts(
+            vocab_size=self.model_config.vocab_size,
+            num_real_tokens=self._num_real_tokens,
+            eos_token_ids=self.model_config.eos_token_ids,
+            max_model_len=max_model_len,
+            num_kv_blocks=num_blocks,
+            block_size=config.block_size,
+            kv_bytes_per_token=self._kv_bytes_per_token(),
+            weight_bytes=self._weight_bytes,
+            device=self.device.name,
+            dtype=str(self._dtype).removeprefix("torch."),
+            attention_backend=self._backend.name,
+        )
+
+    @torch.inference_mode()
+    def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput | None:
+        """Run one step; rank 0 answers, the others return None.
+
+        Raises:
+            FrameError: the frame contradicts the rows this rank mirrors.
+            RuntimeError: a collective failed, usually because another rank is gone.
+        """
+        assert self._runner is not None, "init_kv_cache first"
+        output = self._runner.execute(frame)
+        return output if self.rank == 0 else None
+
+    def _loaded(self) -> Qwen2:
+        assert self._model is not None, "load first"
+        return self._model
+
+    def _kv_bytes_per_token(self) -> int:
+        shape = self.model_config.shape
+        return kv_bytes_per_token(shape, self.group.size, self._dtype.itemsize)
+
+    def _allocate(self, num_blocks: int) -> list[Tensor]:
+        config = self.model_config
+        heads = config.num_kv_heads // self.group.size
+        return [
+            allocate_kv_layer(
+                num_blocks,
+                self.config.block_size,
+                heads,
+                config.head_dim,
+                self._dtype,
+                self.device.torch_device,
+            )
+            for _ in range(config.num_layers)
+        ]
+
+    def _cuda_room(self) -> int:
+        """Bytes the cache may take: our share of the GPU less what is used and a step's peak."""
+        tokens = min(self.config.max_num_batched_tokens, self.model_config.max_position)
+        self.device.reset_peak()
+        run_dummy(self._loaded(), self._backend, self._allocate(1), tokens)
+        self.device.synchronize()
+        peak = self.device.peak_above_now()
+        total, free = self.device.total_memory(), self.device.free_memory()
+        return int(total * self.config.gpu_memory_utilization) - (total - free) - peak
+
+
+def _attention_backend(
+    config: EngineConfig, device: Device, dtype: torch.dtype
+) -> AttentionBackend:
+    """The backend of the config's name.
+
+    Raises:
+        ValueError: it does not exist for this device.
+    """
+    if config.attention_backend in ("auto", "cpu"):
+        return TorchAttention(config.block_size, dtype)
+    raise ValueError(
+        f"attention_backend {config.attention_backend!r} is not available on {device.name}: "
+        "use 'auto'"
+    )
+
+
+def _num_real_tokens(model_dir: Path, vocab_size: int) -> int:
+    """One more than the tokenizer's highest id; the whole vocabulary without a tokenizer."""
+    path = model_dir / "tokenizer.json"
+    if not path.exists():
+        return vocab_size
+    ids = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values()
+    return min(max(ids) + 1, vocab_size)
+
+
+@contextlib.contextmanager
+def _progress(shown: bool) -> Iterator[OnProgress | None]:
+    """A bar on standard error: bytes read, and how fast."""
+    if not shown:
+        yield None
+        return
+    columns = (
+        TextColumn("loading weights"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[tensor]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, tensor="")
+
+        def on_progress(tensor: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, tensor=tensor)
+
+        yield on_progress
