@@ -1,0 +1,27 @@
+"""Server-sent events: how a stream is cut into events.
+
+Owns the framing bytes. Refuses to know what an event says. `[DONE]` means success: a stream that
+fails ends with one error event and without it.
+"""
+
+from serve_app.openai.errors import ApiError, envelope
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment: every client skips it, every proxy on the way sees traffic."""
+
+HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+
+def event(payload: bytes) -> bytes:
+    """One event; `payload` is JSON on a single line, as orjson writes it."""
+    return b"data: %b\n\n" % payload
+
+
+def error_event(error: ApiError) -> bytes:
+    """The last event of a stream that failed after its headers were sent."""
+    return event(envelope(error))
