@@ -1,0 +1,15 @@
+-- uses: common meter capacity fair request grant
+-- CANCEL <now> <rid...> (at most 64): gives back everything but the request itself.
+-- Returns how many of them were still known.
+
+local known = 0
+for i = 2, math.min(#ARGV, 65) do
+  local r = read_request(ARGV[i])
+  if r then
+    release(ARGV[i], r, 'cancel', 0, 0, 0)
+    known = known + 1
+  end
+end
+if known > 0 then grant() end
+save_pool()
+return known

@@ -1,0 +1,25 @@
+-- uses: common meter capacity fair request grant
+-- CAP <now> <replica> <ttl> <state> <kv_total> <kv_free> <kv_planned> <running> <waiting>
+--     <max_running> <block> <incarnation> <info>
+-- A replica's heartbeat and truth, in KV tokens. State ready | starting | draining | stopped; only
+-- ready replicas offer capacity, a stopped one is forgotten. Freed capacity is granted at once.
+
+local id, state = ARGV[2], ARGV[4]
+if state == 'stopped' then
+  remove_replica(id)
+else
+  call('ZADD', P .. 'rep', int(now + tonumber(ARGV[3])), id)
+  call('HSET', P .. 'rep:' .. id, 'state', state, 'kv_total', ARGV[5], 'kv_free', ARGV[6],
+    'kv_planned', ARGV[7], 'running', ARGV[8], 'waiting', ARGV[9], 'max_running', ARGV[10],
+    'block', ARGV[11], 'incarnation', ARGV[12], 'info', ARGV[13])
+  if state == 'ready' then
+    call('ZADD', P .. 'room', 'NX', ARGV[5], id)
+  else
+    call('ZREM', P .. 'room', id)
+  end
+end
+drop_silent_replicas()
+recount()
+grant()
+save_pool()
+return pool.waiting

@@ -1,0 +1,105 @@
+-- Capacity: what the replicas say they have, less what has been promised.
+-- usable = min(plan, brake, referee) over ready replicas:
+--   plan     sum(kv_total) - committed                                  what Redis has promised
+--   brake    sum(kv_free - 8 % of kv_total) - granted in the last second  what engines really use
+--   referee  sum(kv_total - kv_planned) - granted in the last second    what engines really run
+
+local QUARTER = 250000
+
+local function roll_buckets()
+  local bucket = math.floor(now / QUARTER)
+  local steps = bucket - pool.gb
+  if steps <= 0 then return end
+  for i = 1, math.min(steps, 4) do pool['g' .. ((pool.gb + i) % 4)] = 0 end
+  if steps > 4 then pool.g0, pool.g1, pool.g2, pool.g3 = 0, 0, 0, 0 end
+  pool.gb = bucket
+end
+
+local function granted_lately(kv)
+  roll_buckets()
+  local field = 'g' .. (pool.gb % 4)
+  pool[field] = pool[field] + kv
+end
+
+-- A request that ends within the second no longer waits to be seen by its engine.
+local function forget_grant(kv, began)
+  roll_buckets()
+  local bucket = math.floor(began / QUARTER)
+  if began > 0 and pool.gb - bucket < 4 then
+    local field = 'g' .. (bucket % 4)
+    pool[field] = math.max(0, pool[field] - kv)
+  end
+end
+
+local function usable()
+  roll_buckets()
+  local fresh = pool.g0 + pool.g1 + pool.g2 + pool.g3
+  return math.min(pool.ktot - pool.committed, pool.kbrake - fresh, pool.kref - fresh)
+end
+
+local function fits(kv) return pool.running < pool.maxrun and kv <= usable() end
+
+-- Sums the ready replicas up again; at most 256 are counted.
+local function recount()
+  local was_ready = pool.ready
+  pool.ready, pool.ktot, pool.kbrake, pool.kref, pool.maxrun, pool.maxneed = 0, 0, 0, 0, 0, 0
+  for _, id in ipairs(call('ZRANGE', P .. 'rep', 0, 255)) do
+    local v = call('HMGET', P .. 'rep:' .. id, 'state', 'kv_total', 'kv_free', 'kv_planned',
+      'max_running', 'block')
+    if v[1] == 'ready' then
+      local total = num(v[2])
+      local reserve = math.floor(total * 8 / 100)
+      pool.ready = pool.ready + 1
+      pool.ktot = pool.ktot + total
+      pool.kbrake = pool.kbrake + num(v[3]) - reserve
+      pool.kref = pool.kref + total - num(v[4])
+      pool.maxrun = pool.maxrun + num(v[5])
+      pool.maxneed = math.max(pool.maxneed, total - reserve)
+      pool.block = math.max(1, num(v[6]))
+    end
+  end
+  if pool.ready == 0 and was_ready > 0 then pool.emptyat = now end
+  if pool.ready > 0 and was_ready == 0 and pool.emptyat > 0 then
+    local took = math.max(0, now - pool.emptyat)
+    pool.cold = pool.cold == 0 and took or math.floor((pool.cold * 3 + took) / 4)
+    pool.emptyat = 0
+  end
+end
+
+local function remove_replica(id)
+  call('ZREM', P .. 'rep', id)
+  call('ZREM', P .. 'room', id)
+  call('DEL', P .. 'rep:' .. id)
+end
+
+-- A replica that has not reported for its time to live offers nothing any more.
+local function drop_silent_replicas()
+  local silent = call('ZRANGEBYSCORE', P .. 'rep', '-inf', int(now), 'LIMIT', 0, 16)
+  for _, id in ipairs(silent) do remove_replica(id) end
+  if #silent > 0 then recount() end
+end
+
+-- KV tokens of a request, in whole blocks and never more than one empty replica can take.
+local function kv_need(tokens)
+  local need = tokens
+  if pool.block > 1 then need = divide_up(tokens, pool.block) * pool.block end
+  if pool.maxneed > 0 then need = math.min(need, pool.maxneed) end
+  return need
+end
+
+-- Milliseconds until `count` waiters with `kv` tokens of need have been let in, by Little's law from
+-- what runs and the mean times of finished requests; -1 while nothing is known.
+local function time_to_serve(kv, count)
+  if pool.running <= 0 or pool.committed <= 0 or pool.ewk <= 0 then return -1 end
+  local tokens = math.max(0, kv - math.max(0, usable()))
+  local slots = math.max(0, count - math.max(0, pool.maxrun - pool.running))
+  return math.ceil(math.max(tokens * (pool.eww / pool.ewk) / pool.committed,
+    slots * (pool.ewd / 256) / pool.running))
+end
+
+-- Milliseconds a client should stay away while no replica is ready.
+local function cold_start_left()
+  local usual = pool.cold > 0 and pool.cold or 10000000
+  local gone = pool.emptyat > 0 and now - pool.emptyat or 0
+  return math.max(1000, math.floor((usual - gone) / 1000))
+end

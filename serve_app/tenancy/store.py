@@ -1,0 +1,273 @@
+"""Store: the one door to Redis.
+
+Owns connections, timeouts, the breaker and how scripts are sent. Refuses to know what the scripts
+mean. Every key of a pool begins with `dr:{<pool>}:`, so a pool lives in one slot of a cluster:
+
+    pool                hash    what is promised, running, waiting; the epoch (scripts/common.lua)
+    key:<digest>        hash    one API key: id, tenant, status, expiry, limits, version
+    ten:<tenant>        hash    the same limits for a tenant, and its weight
+    mt:<k|t>:<name>     hash    meters (debts), means of output and time, totals of a key or tenant
+    cl:<k|t>:<name>     set     request ids in flight (concurrency)
+    req:<rid>           hash    one request, waiting (st q) or running (st r)
+    q:<class>:<tenant>  zset    waiting request ids by arrival
+    vt:<class>, vth     zset, hash   virtual time of tenants with waiters; of all
+    wn:<class>          hash    KV tokens waiting by tenant
+    dl, mx              zset    waiting id -> deadline; running id -> longest end
+    ls, in:<ingress>    zset, set    ingress -> end of its lease; the request ids it owns
+    rep, rep:<id>       zset, hash   replica -> end of its heartbeat; what it last reported
+    room                zset    ready replica -> KV tokens not yet promised (a hint)
+    gr:<ingress>        list    news for an ingress: grants and refusals of its waiters
+    led, aud            stream  the ledger; changes of keys and tenants
+
+Scripts are composed from the parts their first line names, sent by EVALSHA and, when Redis does not
+know them, by EVAL; never by SCRIPT LOAD. No await on Redis is ever cancelled: a caller may be,
+the call then ends by itself.
+"""
+
+import asyncio
+import contextvars
+import functools
+import hashlib
+import importlib.resources
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, cast
+
+import msgspec
+import redis.asyncio as redis
+import structlog
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from serve_app.tenancy.refusals import StoreUnavailable
+
+SCRIPTS = (
+    "admit",
+    "beat",
+    "cancel",
+    "cap",
+    "conf",
+    "place",
+    "restore",
+    "settle",
+    "tick",
+    "view",
+    "who",
+)
+STABLE_KEYS = ("pool", "ls", "rep", "room", "dl", "mx", "vt:default", "vth", "wn:default", "led")
+TRANSPORT_ERRORS = (ConnectionError, TimeoutError, OSError)
+OUTAGE_ERRORS = (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+OUTAGE_WORDS = ("BUSY", "MISCONF", "OOM", "UNKILLABLE", "NOREPLICAS")
+
+log = structlog.get_logger(__name__)
+
+
+class StoreError(RuntimeError):
+    """Redis refused a command as such: a fault of this program, not an outage."""
+
+
+class Script(msgspec.Struct, frozen=True):
+    """One script, composed, with its SHA-1."""
+
+    text: str
+    sha: str
+
+
+class Breaker:
+    """Opens for a moment after repeated failures, so that an outage costs each caller nothing."""
+
+    def __init__(self, failures: int = 3, open_s: float = 0.25) -> None:
+        self._most, self._open_s = failures, open_s
+        self._failures, self._retry_at = 0, 0.0
+
+    def check(self) -> None:
+        """Raises StoreUnavailable while the breaker is open."""
+        if self._failures >= self._most and time.monotonic() < self._retry_at:
+            raise StoreUnavailable("breaker open")
+
+    def succeeded(self) -> None:
+        if self._failures >= self._most:
+            log.info("redis_back")
+        self._failures = 0
+
+    def failed(self, reason: str) -> None:
+        self._failures += 1
+        self._retry_at = time.monotonic() + self._open_s
+        if self._failures == self._most:
+            log.warning("redis_away", reason=reason)
+
+
+class Store:
+    """One pool's Redis, from one event loop."""
+
+    def __init__(
+        self,
+        url: str,
+        pool: str = "main",
+        *,
+        timeout_s: float = 0.25,
+        connections: int = 32,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        """`url`: redis://, rediss:// or unix://. `clock`: microseconds, for tests only; else every
+        script reads Redis's own clock."""
+        self.prefix = f"dr:{{{pool}}}:"
+        self._url, self._timeout_s, self._clock = url, timeout_s, clock
+        self._client = self._connect(timeout_s, connections)
+        self._execute: Callable[..., Awaitable[Any]] = cast(Any, self._client).execute_command
+        self._keys = [self.prefix + name for name in STABLE_KEYS]
+        self._breaker = Breaker()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _connect(self, timeout_s: float, connections: int) -> redis.Redis:
+        pool = redis.BlockingConnectionPool.from_url(
+            self._url,
+            max_connections=connections,
+            timeout=2 * timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=min(timeout_s, self._timeout_s),
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+            protocol=2,
+            driver_info=None,
+        )
+        return redis.Redis.from_pool(pool)
+
+    async def aclose(self) -> None:
+        """Waits for calls under way, then closes the connections."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2.0)
+        await self._client.aclose()
+
+    async def __aenter__(self) -> "Store":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def start(self, script: str, *args: str | int) -> asyncio.Task[Any]:
+        """Runs a script in a task that is nobody's child: cancelling the caller leaves it be.
+
+        The task raises StoreUnavailable (no answer, twice; or Redis cannot write) or StoreError.
+        """
+        return self._detach(self._run(script, args))
+
+    async def run(self, script: str, *args: str | int) -> Any:
+        """`start`, awaited."""
+        return await asyncio.shield(self.start(script, *args))
+
+    async def command(self, *args: str | int) -> Any:
+        """One plain command; raises as `start` does."""
+        return await asyncio.shield(self._detach(self._attempt(args)))
+
+    def grants(self, ingress: str) -> "GrantReader":
+        """The list of `ingress`, read over a connection of its own."""
+        return GrantReader(self._connect(3.0, 1), f"{self.prefix}gr:{ingress}")
+
+    def _detach(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen: the caller may have gone
+
+    async def _run(self, name: str, args: tuple[str | int, ...]) -> Any:
+        script = scripts()[name]
+        given = self._clock() if self._clock else ""
+        tail = (len(self._keys), *self._keys, given, *args)
+        try:
+            return await self._attempt(("EVALSHA", script.sha, *tail))
+        except NoScriptError:
+            return await self._attempt(("EVAL", script.text, *tail))
+
+    async def _attempt(self, args: tuple[Any, ...]) -> Any:
+        """Twice: the first connection may be stale. Every script bears repetition."""
+        reason = ""
+        for _ in range(2):
+            self._breaker.check()
+            try:
+                answer = await self._execute(*args)
+            except OUTAGE_ERRORS as error:
+                raise self._away(error) from None
+            except TRANSPORT_ERRORS as error:
+                self._breaker.failed(reason := repr(error))
+                continue
+            except NoScriptError:
+                raise
+            except ResponseError as error:
+                if str(error).startswith(OUTAGE_WORDS):
+                    raise self._away(error) from None
+                raise StoreError(str(error)) from error
+            self._breaker.succeeded()
+            return answer
+        raise StoreUnavailable(reason)
+
+    def _away(self, error: RedisError) -> StoreUnavailable:
+        self._breaker.failed(repr(error))
+        return StoreUnavailable(repr(error))
+
+
+class GrantReader:
+    """One blocking read for all waiters of an ingress."""
+
+    BLOCK_S = 1
+
+    def __init__(self, client: redis.Redis, key: str) -> None:
+        self._client, self._key = client, key
+
+    async def read(self) -> list[str]:
+        """What has been pushed, oldest first; empty after a second of silence.
+
+        Raises:
+            StoreUnavailable: the connection failed.
+        """
+        try:
+            first = await self._await(self._client.blpop([self._key], timeout=self.BLOCK_S))
+            if first is None:
+                return []
+            rest = await self._await(self._client.lpop(self._key, 256))
+        except (*TRANSPORT_ERRORS, ResponseError) as error:
+            raise StoreUnavailable(repr(error)) from None
+        return [first[1], *(rest or [])]
+
+    async def _await(self, call: Awaitable[Any] | Any) -> Any:
+        return await cast(Awaitable[Any], call)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+@functools.cache
+def scripts() -> dict[str, Script]:
+    """All scripts by name, each composed from the parts its `-- uses:` line names."""
+    folder = importlib.resources.files(__package__) / "scripts"
+    composed: dict[str, Script] = {}
+    for name in SCRIPTS:
+        body = (folder / f"{name}.lua").read_text()
+        uses = body.partition("\n")[0].removeprefix("-- uses:").split()
+        text = "\n".join([*((folder / f"{part}.lua").read_text() for part in uses), body])
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        composed[name] = Script(text, sha)
+    return composed
