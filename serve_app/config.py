@@ -64,6 +64,8 @@ class AdmissionSection(Section):
     pool: str = "main"
     pepper_file: str | None = None
     """File with the secret that keys are hashed with; None: `<state-dir>/pepper`."""
+    keys_file: str | None = None
+    """File that keys and tenants are kept in; None: `<state-dir>/keys.json`."""
     lease_s: float = Field(10.0, gt=0.5)
     max_queued: int = Field(1024, ge=0)
     queue_timeout_s: float = Field(60.0, gt=0)
@@ -149,6 +151,23 @@ class ServeConfig(Section):
                 "state_dir": state_dir(options.get("state_dir")),
             }
         )
+
+    def require_redis(self) -> None:
+        """Raises ConfigError unless Redis is named."""
+        if self.admission.redis_url is None:
+            raise ConfigError("set admission.redis_url or DEEPREQUEST_REDIS_URL")
+
+    @property
+    def pepper_path(self) -> Path:
+        """The file with the secret that keys are hashed with."""
+        given = self.admission.pepper_file
+        return Path(given) if given else self.state_dir / "pepper"
+
+    @property
+    def keys_path(self) -> Path:
+        """The file that keys and tenants are kept in."""
+        given = self.admission.keys_file
+        return Path(given) if given else self.state_dir / "keys.json"
 
     def engine_config(self) -> EngineConfig:
         """The engine's own settings, with the model's path filled in."""

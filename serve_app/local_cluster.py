@@ -36,12 +36,7 @@ class LocalCluster:
         self._directory = Path(tempfile.mkdtemp(prefix="deeprequest-"))
 
     def start(self) -> None:
-        """Bring up Ray, Serve's controller and HAProxy on the public port.
-
-        Raises:
-            PortTakenError: another process listens on the port.
-        """
-        self._check_port()
+        """Bring up Ray, Serve's controller and HAProxy on the public port."""
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         os.environ.pop("RAY_ADDRESS", None)
         os.environ.update(self._environment())
@@ -84,7 +79,8 @@ class LocalCluster:
         """Where Ray and Serve write their logs while the cluster lives."""
         return self._directory / "ray" / "session_latest" / "logs"
 
-    def _check_port(self) -> None:
+    def check_port(self) -> None:
+        """Raises PortTakenError if another process listens on the public port."""
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -1,0 +1,161 @@
+"""ChatRun: one admitted chat request, from its first delta to its settlement.
+
+Owns the loop over deltas, the server's time limit, keep-alives, what is measured on the way, and
+that the ticket is settled once, however the request ends. Knows the OpenAI objects only through
+their builders; knows no HTTP framework, no Redis and no Ray.
+"""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from cluster.request import FinishReason, RequestOutput, Usage
+from serve_app.deltas import ReplicaLostError
+from serve_app.generation import Generation
+from serve_app.metrics import Metrics
+from serve_app.openai import errors, sse
+from serve_app.openai.chat import ChatCompletion, ChatStream
+from serve_app.openai.errors import ApiError
+
+
+class Settlement(Protocol):
+    """What holds the request's reservation."""
+
+    def settle(
+        self, *, prompt_tokens: int, output_tokens: int, cached_tokens: int, outcome: str
+    ) -> object:
+        """Charge what was used and release the slot; returns at once, only the first call counts.
+
+        `outcome` is ok, abort or error.
+        """
+
+
+class ChatRun:
+    """Reads a generation to its end, in one piece or as a stream; use one of the two, once."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        ticket: Settlement,
+        metrics: Metrics,
+        prompt_tokens: int,
+        *,
+        arrived: float,
+        timeout_s: float,
+        keep_alive_s: float,
+    ) -> None:
+        """`arrived` is a time of time.monotonic()."""
+        self._generation = generation
+        self._ticket = ticket
+        self._metrics = metrics
+        self._arrived = arrived
+        self._deadline = arrived + timeout_s
+        self._keep_alive_s = keep_alive_s
+        self._usage = Usage(prompt_tokens, 0, 0, 0)
+        self._last_delta_at: float | None = None
+        self._outcome = "abort"
+
+    async def answer(self, completion: ChatCompletion) -> bytes:
+        """The whole response body.
+
+        Raises:
+            ApiError: the engine failed the request, its replica was lost, or time ran out.
+        """
+        try:
+            async with contextlib.aclosing(self._deltas()) as deltas:
+                async for output in deltas:
+                    if output is not None:
+                        completion.push(output)
+                        last = output
+        except ApiError as error:
+            self._metrics.answered(error.status)
+            raise
+        self._metrics.answered(200)
+        return completion.body(last)
+
+    async def events(self, stream: ChatStream) -> AsyncGenerator[bytes, None]:
+        """The response as server-sent events; a failure is the last event, without [DONE]."""
+        yield stream.first()
+        try:
+            async with contextlib.aclosing(self._deltas()) as deltas:
+                async for output in deltas:
+                    chunk = sse.KEEP_ALIVE if output is None else stream.push(output)
+                    if chunk:
+                        yield chunk
+        except ApiError as error:
+            self._metrics.answered(error.status)
+            yield sse.error_event(error)
+        else:
+            self._metrics.answered(200)
+
+    async def _deltas(self) -> AsyncGenerator[RequestOutput | None, None]:
+        """Deltas up to the last; None after a silence of keep_alive_s."""
+        try:
+            async with contextlib.aclosing(self._generation.outputs(self._keep_alive_s)) as batches:
+                async for batch in batches:
+                    if time.monotonic() > self._deadline:
+                        raise errors.generation_timeout()
+                    yield self._next(batch) if batch else None
+            self._outcome = "ok"
+        except ApiError:
+            self._outcome = "error"
+            raise
+        except ReplicaLostError:
+            self._outcome = "error"
+            raise errors.replica_lost() from None
+        finally:
+            self._settle()
+
+    def _next(self, batch: list[RequestOutput]) -> RequestOutput:
+        output = merged(batch)
+        self._measure(output)
+        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            raise _failure(output)
+        return output
+
+    def _measure(self, output: RequestOutput) -> None:
+        now = time.monotonic()
+        if self._last_delta_at is None:
+            self._metrics.time_to_first_token.observe(now - self._arrived)
+        else:
+            self._metrics.inter_token_latency.observe(now - self._last_delta_at)
+        self._last_delta_at = now
+        if output.usage is not None:
+            self._usage = output.usage
+        else:
+            self._usage.completion_tokens += len(output.token_ids)
+
+    def _settle(self) -> None:
+        self._metrics.request_latency.observe(time.monotonic() - self._arrived)
+        self._metrics.used(self._usage)
+        self._ticket.settle(
+            prompt_tokens=self._usage.prompt_tokens,
+            cached_tokens=self._usage.cached_tokens,
+            output_tokens=self._usage.completion_tokens,
+            outcome=self._outcome,
+        )
+
+
+def merged(batch: list[RequestOutput]) -> RequestOutput:
+    """One delta for all that arrived together, so that a slow reader gets fewer, longer events."""
+    if len(batch) == 1:
+        return batch[0]
+    last = batch[-1]
+    return RequestOutput(
+        last.request_id,
+        reasoning="".join(output.reasoning for output in batch),
+        content="".join(output.content for output in batch),
+        reasoning_ended=any(output.reasoning_ended for output in batch),
+        token_ids=[token for output in batch for token in output.token_ids],
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        usage=last.usage,
+        error=last.error,
+    )
+
+
+def _failure(output: RequestOutput) -> ApiError:
+    if output.error == "engine_dead" or output.finish_reason is FinishReason.ABORT:
+        return errors.replica_lost()
+    return errors.engine_error(output.error)

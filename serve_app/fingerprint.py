@@ -1,0 +1,37 @@
+"""system_fingerprint: a short name for the weights and settings that an answer came from.
+
+Owns what goes into it. Reads the ends of weight files, not gigabytes: a retrained or re-sharded
+checkpoint changes them. Knows no HTTP and no engine.
+"""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from cluster.config import EngineConfig
+
+_SAMPLED_BYTES = 2**20
+
+
+def system_fingerprint(config: EngineConfig) -> str:
+    """`fp_` and 12 hexadecimal digits; equal on all ingresses with equal files and settings.
+
+    Raises:
+        OSError: the checkpoint cannot be read.
+    """
+    digest = hashlib.sha256()
+    folder = Path(config.model_path)
+    settings = msgspec.structs.replace(config, model_path="")
+    digest.update(msgspec.json.encode(settings))
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        digest.update(_ends(path))
+    return f"fp_{digest.hexdigest()[:12]}"
+
+
+def _ends(path: Path) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(_SAMPLED_BYTES)
+        file.seek(max(0, path.stat().st_size - _SAMPLED_BYTES))
+        return head + file.read()

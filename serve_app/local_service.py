@@ -1,0 +1,197 @@
+"""LocalService: everything `deeprequest serve` starts on one machine, in order, and its end.
+
+Owns the state directory, the demo key, the order Redis, Ray, application, what is printed, and
+that nothing is left behind. Knows no routes and no engine; on Kubernetes KubeRay plays this part.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from serve_app.config import ServeConfig
+from serve_app.local_cluster import LocalCluster, PortTakenError
+from serve_app.status import publish_keys, read_status
+from serve_app.tenancy.keys import KeyFile, KeyFileError, digest_of, load_pepper
+from serve_app.tenancy.redis_server import RedisServer, RedisServerError, redis_for
+from serve_app.tenancy.refusals import Refusal, StoreUnavailable
+
+DEMO_TENANT = "demo"
+_POLL_S = 0.5
+_READY_TIMEOUT_S = 60.0
+
+
+class LocalServiceError(RuntimeError):
+    """The service cannot start; the message names what to change."""
+
+
+def run(config: ServeConfig) -> None:
+    """Start, print how to use it, and stay until Ctrl-C or SIGTERM.
+
+    Raises:
+        LocalServiceError: something needed is missing, taken or broken.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    service = LocalService(config)
+    try:
+        with _sole_owner(config.state_dir):
+            try:
+                service.start()
+                service.watch()
+            except KeyboardInterrupt:
+                service.say("stopping …")
+            finally:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+                service.stop()
+    except (PortTakenError, RedisServerError, KeyFileError, StoreUnavailable) as error:
+        raise LocalServiceError(str(error)) from None
+    service.say("stopped; nothing was left running")
+
+
+class LocalService:
+    """Redis, a private Ray and the application, as one thing to start, watch and stop."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._started_at = time.monotonic()
+        self._console = Console(soft_wrap=True, highlight=False)
+        self._cluster = LocalCluster(config.http.host, config.http.port)
+        self._redis: RedisServer | None = None
+        self._redis_url = ""
+
+    def say(self, text: str) -> None:
+        """One line, with the seconds since the start."""
+        self._console.print(f"[dim]{time.monotonic() - self._started_at:5.1f} s[/dim]  {text}")
+
+    def start(self) -> None:
+        """Bring everything up and wait until the application answers."""
+        config = self._config
+        self.say(f"DeepRequest starts {config.model.name or config.model.id} as {config.model.id}")
+        self.say(f"state directory {config.state_dir}")
+        self._cluster.check_port()
+        self._redis_url, self._redis = redis_for(
+            config.admission.redis_url, config.state_dir / "redis"
+        )
+        secret = self._demo_key()
+        self.say(f"Redis is up ({'private' if self._redis else self._redis_url})")
+        self._cluster.start()
+        signal.signal(signal.SIGTERM, _interrupt)
+        ranks = config.engine_config().tensor_parallel_size
+        self.say(f"Ray and Serve are up; starting the ingress and {ranks} tensor-parallel rank(s)")
+        self._deploy()
+        self.say("ready")
+        self._console.print(self._how_to_use(secret))
+
+    def watch(self) -> None:
+        """Look after Redis and tell changes of the replicas' states, until interrupted."""
+        shown: dict[str, str] = {}
+        while True:
+            time.sleep(_POLL_S)
+            if self._redis is not None and self._redis.ensure():
+                self.say("Redis had died; it runs again with its data")
+            with contextlib.suppress(StoreUnavailable):
+                replicas = asyncio.run(self._replicas())
+                for replica in replicas.keys() | shown.keys():
+                    state = replicas.get(replica, "gone")
+                    if shown and shown.get(replica) != state:
+                        self.say(f"replica {replica} is {state}")
+                shown = replicas
+
+    def stop(self) -> None:
+        """End everything that was started; safe at any moment."""
+        self._cluster.stop()
+        if self._redis is not None:
+            self._redis.stop()
+
+    def _demo_key(self) -> str:
+        """The secret of the demo key, made at the first start; the book goes to Redis."""
+        state_dir = self._config.state_dir
+        pepper = load_pepper(self._config.pepper_path)
+        key_file = KeyFile(self._config.keys_path, pepper)
+        secret_file = state_dir / "demo-key"
+        secret = secret_file.read_text().strip() if secret_file.exists() else ""
+        if not _is_active(secret, key_file, pepper):
+            secret = key_file.create(DEMO_TENANT, label="made by deeprequest serve").secret
+            secret_file.touch(mode=0o600)
+            secret_file.write_text(secret + "\n")
+        asyncio.run(publish_keys(self._redis_url, key_file.read(), self._config.admission.pool))
+        return secret
+
+    def _deploy(self) -> None:
+        from ray import serve
+
+        from serve_app.app import build_app
+
+        admission = self._config.admission.model_copy(update={"redis_url": self._redis_url})
+        config = self._config.model_copy(update={"admission": admission})
+        try:
+            serve.run(build_app(config), name="deeprequest", route_prefix="/")
+        except RuntimeError as error:
+            raise LocalServiceError(f"the application did not start: {error}") from None
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        while "ready" not in asyncio.run(self._replicas()).values():
+            if time.monotonic() > deadline:
+                raise LocalServiceError(
+                    f"no replica became ready; logs are in {self._cluster.log_directory}"
+                )
+            time.sleep(0.1)
+
+    async def _replicas(self) -> dict[str, str]:
+        found = await read_status(self._redis_url, self._config.admission.pool)
+        return {replica["id"]: replica["state"] for replica in found["replicas"]}
+
+    def _how_to_use(self, secret: str) -> str:
+        http = self._config.http
+        url = f"http://{http.host}:{http.port}"
+        question = "How many r's are in the word 'strawberry'?"
+        body = (
+            f'{{"model": "{self._config.model.id}", "max_tokens": 500, '
+            f'"messages": [{{"role": "user", "content": "{question}"}}]}}'
+        ).replace("'", "'\\''")
+        return (
+            f"\n  URL       {url}/v1   (documentation: {url}/docs)\n"
+            f"  demo key  {secret}\n\n"
+            f"curl {url}/v1/chat/completions -H 'Authorization: Bearer {secret}' "
+            f"-H 'Content-Type: application/json' -d '{body}'\n"
+        )
+
+
+def _is_active(secret: str, key_file: KeyFile, pepper: bytes) -> bool:
+    try:
+        digest = digest_of(secret, pepper)
+    except Refusal:
+        return False
+    return any(key.digest == digest and key.status == "active" for key in key_file.read().keys)
+
+
+@contextlib.contextmanager
+def _sole_owner(state_dir: Path) -> Iterator[None]:
+    """Refuse to run twice on one state directory."""
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise LocalServiceError(
+            f"another service runs on {state_dir}; give this one its own with --state-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
