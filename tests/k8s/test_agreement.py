@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray.scripts.scripts import start
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from serve_app.config import ServeConfig
@@ -279,3 +280,14 @@ def test_kuberay_would_not_refuse_the_service(objects: Objects) -> None:
     assert all("restartPolicy" not in pod.spec for pod in made.values())
     assert not any("resources" in group for group in cluster["workerGroupSpecs"])
     assert "auth_token" in objects[f"v1/Secret/{cluster['authOptions']['secretName']}"]["data"]
+
+
+def test_ray_start_knows_every_parameter(objects: Objects) -> None:
+    known = {
+        option.lstrip("-"): parameter.is_flag
+        for parameter in start.params
+        for option in parameter.opts
+    }
+    for role in ("head", "worker"):
+        for name, value in pods(objects)[role].start.items():
+            assert known[name] == (value == "true"), name
