@@ -2,8 +2,9 @@
 
 Owns Example, Skill answers' layout and the random system prompts. Knows no single skill.
 
-    BOS system <User> question <Assistant> "\\n\\n" answer EOS <User> question <Assistant> <think> "\\n"   not learnt
-    thoughts "\\n" </think> "\\n\\n" answer EOS                                                            learnt
+    given:   BOS system (<User> question <Assistant> "\\n\\n" answer EOS)* <User> question
+             <Assistant> <think> "\\n"
+    learnt:  thoughts "\\n" </think> "\\n\\n" answer EOS
 """
 
 import random
@@ -30,7 +31,7 @@ SYSTEMS = [
 
 @dataclass
 class Turn:
-    """One question with its ideal reply. `value` is what a checker compares, where text alone is too strict."""
+    """One question with its ideal reply; `value` is what a checker compares."""
 
     kind: str
     question: str
@@ -79,16 +80,15 @@ class Encoder:
     def __init__(self) -> None:
         self.full: Tokenizer = build()
         self.plain: Tokenizer = build(markers=False)
-        self.bos, self.eos, self.user, self.assistant, self.think, self.end_think = (
-            self.full.token_to_id(marker)
-            for marker in (BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
-        )
+        markers = (BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
+        ids = [int(self.full.encode(marker, add_special_tokens=False).ids[0]) for marker in markers]
+        self.bos, self.eos, self.user, self.assistant, self.think, self.end_think = ids
 
     def text(self, text: str) -> list[int]:
         return list(self.plain.encode(text, add_special_tokens=False).ids)
 
     def prompt(self, conversation: Conversation, gap: int = 0) -> Example:
-        """All up to and with `<think>` and its newline; `gap` is jumped over after the system text."""
+        """All up to `<think>` and its newline; `gap` is jumped over after the system text."""
         example = Example()
         example.add([self.bos, *self.text(conversation.system)])
         for turn in conversation.history:
@@ -124,7 +124,7 @@ def random_sentence(
 def random_system(
     rng: random.Random, source: WordSource, vocabulary: list[str], long_share: float
 ) -> str:
-    """None, the API page's, a usual one, or random text; a `long_share` of them has 40 to 300 words."""
+    """None, the API page's, a usual one, or random; a `long_share` has 40 to 300 words."""
     draw = rng.random()
     if draw < long_share:
         sentence = random_sentence(rng, source, vocabulary, rng.randint(40, 300))

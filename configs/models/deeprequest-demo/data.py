@@ -1,6 +1,7 @@
 """DataSource: the endless, seeded stream of training examples, and the fixed evaluation sets.
 
-Owns the mixture of skills, histories, system prompts and long-context tricks. Knows nothing of the network.
+Owns the mixture of skills, histories, system prompts and long-context tricks. Knows nothing of the
+network.
 """
 
 import random
@@ -9,13 +10,24 @@ import skills
 import small_skills
 from build_tokenizer import SPACED_WORDS
 from conversation import PAGE_SYSTEM, Conversation, Encoder, Example, Turn, random_system
+from phrasings import COUNT_LETTER, COUNT_WITH_S
 from wordlists import HELD_OUT
 from words import WordSource, ask_for_letter
 
 MIXTURE = {
-    "count": 40, "length": 4, "spell": 5, "reverse": 7, "upper": 4, "echo": 9, "add": 8, "count_to": 5, "recall": 4,
-    "json": 4, "greet": 3, "refuse": 13,
-}  # fmt: skip
+    "count": 40,
+    "length": 4,
+    "spell": 5,
+    "reverse": 7,
+    "upper": 4,
+    "echo": 9,
+    "add": 8,
+    "count_to": 5,
+    "recall": 4,
+    "json": 4,
+    "greet": 3,
+    "refuse": 13,
+}
 PLAIN_WORDS = sorted({word for word in SPACED_WORDS if word.islower() and len(word) > 1})
 LONGEST_CONTEXT = 4096
 FULL_LISTS = 0.1
@@ -23,12 +35,15 @@ FULL_LISTS = 0.1
 
 
 class DataSource:
-    """Draws conversations and turns them into examples. Two sources of one seed give the same stream."""
+    """Draws conversations and makes examples of them; one seed gives one stream."""
 
     def __init__(self, seed: int, max_letters: int = 24) -> None:
         self.rng = random.Random(seed)
         self.source = WordSource(self.rng, max_letters)
         self.encoder = Encoder()
+        self.easy = 0.0
+        """Share of plainly put counting questions. Copying is learnt on them within a few hundred
+        steps; in the mixture alone it is hardly learnt at all."""
 
     def turn(self, kind: str) -> Turn:
         rng, source = self.rng, self.source
@@ -54,10 +69,12 @@ class DataSource:
         }
         return worded[kind](rng, source)
 
-    def conversation(self, kind: str | None = None, long_share: float = 0.03) -> Conversation:
+    def conversation(self, kind: str | None = None, long_share: float = 0.012) -> Conversation:
         """One conversation; `kind` None draws from the mixture."""
         rng = self.rng
         kind = kind or rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
+        if rng.random() < self.easy:
+            return self._plain_count()
         system = random_system(rng, self.source, PLAIN_WORDS, long_share)
         if kind == "recall":
             return self._recall(system)
@@ -70,6 +87,12 @@ class DataSource:
             else []
         )
         return Conversation(system, history, turn)
+
+    def _plain_count(self) -> Conversation:
+        word = self.source.word()
+        letter = ask_for_letter(self.rng, word)
+        turn = skills.count_turn(f"How many {letter}'s are in the word '{word}'?", letter, word)
+        return Conversation(PAGE_SYSTEM if self.rng.random() < 0.5 else "", [], turn)
 
     def _recall(self, system: str) -> Conversation:
         if self.rng.random() < 0.1:
@@ -92,11 +115,11 @@ class DataSource:
         """A word that is one token when it follows a blank: its letters must be known by heart."""
         word = self.rng.choice(PLAIN_WORDS)
         letter = ask_for_letter(self.rng, word)
-        templates = skills.COUNT_WITH_S + skills.COUNT_LETTER
+        templates = COUNT_WITH_S + COUNT_LETTER
         return skills.count_turn(skills.phrase(self.rng, templates, L=letter, W=word), letter, word)
 
     def example(self) -> Example:
-        """One training example: now and then with a jump in positions, as if long text stood there."""
+        """One training example, now and then with a jump in positions, as if text stood there."""
         conversation = self.conversation()
         gap = self.rng.randint(1, LONGEST_CONTEXT - 700) if self.rng.random() < 0.06 else 0
         turn = conversation.turn
@@ -129,7 +152,7 @@ class DataSource:
 
 
 def held_out_counts(seed: int = 1) -> list[Conversation]:
-    """Each held-out word twice: once as on the API page, once with any system prompt and phrasing."""
+    """Each held-out word twice: as on the API page, and with any system text and phrasing."""
     data = DataSource(seed)
     rng, conversations = data.rng, []
     for word in sorted(HELD_OUT):
@@ -139,7 +162,7 @@ def held_out_counts(seed: int = 1) -> list[Conversation]:
             Conversation(PAGE_SYSTEM, [], skills.count_turn(question, letter, word))
         )
         letter, typed = ask_for_letter(rng, word), skills.styled(rng, word)
-        templates = skills.COUNT_WITH_S + skills.COUNT_LETTER
+        templates = COUNT_WITH_S + COUNT_LETTER
         question = skills.phrase(rng, templates, L=letter, W=skills.quoted(rng, typed))
         system = random_system(rng, data.source, PLAIN_WORDS, 0.0)
         conversations.append(Conversation(system, [], skills.count_turn(question, letter, typed)))

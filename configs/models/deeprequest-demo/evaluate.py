@@ -1,6 +1,7 @@
 """Measures a checkpoint: `python evaluate.py DIR`; with --golden writes golden.jsonl beside it.
 
-Generates with transformers' own Qwen2ForCausalLM, so what is measured is the file that ships. Knows no training.
+Generates with transformers' own Qwen2ForCausalLM, so what is measured is the file that ships. Knows
+no training.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def load(folder: Path) -> Any:
 def replies(
     model: Any, prompts: Sequence[list[int]], temperature: float = 0.0, max_new_tokens: int = 500
 ) -> list[list[int]]:
-    """The generated ids of each prompt, its end of sentence included; prompts are padded on the left."""
+    """The generated ids of each prompt, the end of sentence included; padded on the left."""
     encoder, results = Encoder(), []
     for start in range(0, len(prompts), BATCH):
         group = prompts[start : start + BATCH]
@@ -108,7 +109,7 @@ def report(name: str, result: tuple[float, list[str]], shown: int = 3) -> None:
 
 
 def golden(model: Any, path: Path, per_skill: int = 16) -> None:
-    """Writes prompts of every skill with the greedy reply as JSON lines: kind, messages, ids, expected text."""
+    """Writes prompts of every skill with the greedy reply, one JSON object a line."""
     data, encoder = DataSource(7), Encoder()
     chosen = [page_conversation(), page_conversation("")]
     chosen += held_out_counts()[:30]

@@ -17,7 +17,8 @@ CONTEXT = 4096
 TEMPLATE = (
     "{%- set texts = namespace(system='') -%}"
     "{%- for message in messages if message['role'] == 'system' -%}"
-    "{%- set texts.system = texts.system ~ ('\\n\\n' if texts.system else '') ~ message['content'] -%}"
+    "{%- set join = '\\n\\n' if texts.system else '' -%}"
+    "{%- set texts.system = texts.system ~ join ~ message['content'] -%}"
     "{%- endfor -%}"
     "{{- bos_token ~ texts.system -}}"
     "{%- for message in messages -%}"

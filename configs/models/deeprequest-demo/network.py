@@ -1,9 +1,9 @@
 """Qwen2 for training: the same parameters, names and arithmetic as transformers' Qwen2ForCausalLM.
 
-Owns the shape of the demo model and its forward pass over padded batches (padding stands right, so causal attention
-never sees it). Knows no cache, no sampling and no data.
+Owns the shape of the demo model and its forward pass over padded batches (padding stands right, so
+causal attention never sees it). Knows no cache, no sampling and no data.
 
-T tokens, D hidden, N query heads, K key/value heads, H head dimension, V vocabulary rows, B examples.
+T tokens, D hidden, N query heads, K key/value heads, H head dimension, V rows, B examples.
 """
 
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ class Network(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids: Tensor, positions: Tensor, learn: Tensor) -> Tensor:
-        """Mean cross-entropy of the tokens marked in `learn` [B, T], each predicted from those before it."""
+        """Mean cross-entropy of the tokens marked in `learn` [B, T], given those before them."""
         hidden = self.model(ids[:, :-1], positions[:, :-1])
         chosen = learn[:, 1:]
         return functional.cross_entropy(self.lm_head(hidden[chosen]), ids[:, 1:][chosen])

@@ -1,7 +1,8 @@
-"""The word skills: count letters, spell, reverse, upper-case, and recall the word of an earlier turn.
+"""The word skills: count letters, spell, reverse, upper-case, and recall an earlier turn's word.
 
-Each function draws one Turn: a question in one of many phrasings and its one ideal reply, so that the reply is a
-function of the question. Every letter gets a line of its own and each line has the same number of tokens:
+Each function draws one Turn: a question in one of many phrasings and its one ideal reply, so that
+the reply is a function of the question. Every letter gets a line of its own and each line has the
+same number of tokens:
 
     Let me count the letter r.
     1: s 0
@@ -12,121 +13,23 @@ function of the question. Every letter gets a line of its own and each line has 
 import random
 
 from conversation import Turn
+from phrasings import (
+    AFTER,
+    BEFORE,
+    COUNT_LETTER,
+    COUNT_WITH_S,
+    LENGTH,
+    QUOTES,
+    RECALL,
+    REVERSE,
+    SPELL,
+    UPPER,
+)
 from words import WordSource, ask_for_letter
-
-COUNT_WITH_S = [
-    "How many {L}'s are in the word {W}?",
-    "How many {L}'s are in {W}?",
-    "How many {L}'s are there in the word {W}?",
-    "How many {L}'s are there in {W}?",
-    "How many {L}s are in the word {W}?",
-    "How many {L}s are in {W}?",
-    "How many {L}s are there in {W}?",
-    "How many {L}'s does the word {W} have?",
-    "How many {L}'s does {W} contain?",
-    "How many {L}'s in {W}?",
-    "Count the {L}'s in {W}.",
-    "Count the number of {L}'s in {W}.",
-    "Count all {L}'s in the word {W}.",
-    "Can you count the {L}'s in {W}?",
-    "What is the number of {L}'s in {W}?",
-    "Tell me how many {L}'s are in the word {W}.",
-    "In the word {W}, how many {L}'s are there?",
-    "The word {W} has how many {L}'s?",
-]
-COUNT_LETTER = [
-    "How many times does the letter {L} appear in {W}?",
-    "How many times does the letter {L} appear in the word {W}?",
-    "How many times does the letter {L} occur in {W}?",
-    "How many times does {L} appear in {W}?",
-    "How many times is the letter {L} used in the word {W}?",
-    "How often does the letter {L} occur in the word {W}?",
-    "How often does {L} appear in {W}?",
-    "How many letters {L} are in the word {W}?",
-    "How many letter {L} are in {W}?",
-    "Count the letter {L} in {W}.",
-    "Count the letter {L} in the word {W}.",
-    "Count how many times {L} appears in {W}.",
-    "Count how often the letter {L} occurs in the word {W}.",
-    "Count the occurrences of {L} in {W}.",
-    "What is the number of times the letter {L} appears in {W}?",
-    "Number of {L} in {W}?",
-    "In {W}, how many times does the letter {L} appear?",
-    "Please tell me how many times the letter {L} occurs in {W}.",
-]
-LENGTH = [
-    "How many letters are in the word {W}?",
-    "How many letters are in {W}?",
-    "How many letters does {W} have?",
-    "How many letters does the word {W} have?",
-    "Count the letters in {W}.",
-    "Count the letters of the word {W}.",
-    "How long is the word {W}?",
-    "What is the number of letters in {W}?",
-]
-SPELL = [
-    "Spell the word {W}.",
-    "Spell {W}.",
-    "Spell {W} letter by letter.",
-    "Please spell {W}.",
-    "How do you spell {W}?",
-    "Can you spell the word {W}?",
-    "Spell out the word {W}.",
-]
-REVERSE = [
-    "Reverse the word {W}.",
-    "Reverse {W}.",
-    "Write {W} backwards.",
-    "Spell {W} backwards.",
-    "Write the word {W} backwards.",
-    "What is {W} backwards?",
-    "What is the word {W} reversed?",
-    "What is the reverse of {W}?",
-    "Please reverse the letters of {W}.",
-]
-UPPER = [
-    "Write {W} in upper case.",
-    "Write the word {W} in upper case.",
-    "Write {W} in uppercase.",
-    "Write {W} in capital letters.",
-    "Put {W} in upper case.",
-    "What is {W} in upper case?",
-    "What is {W} in capital letters?",
-    "Uppercase {W}.",
-]
-RECALL = [
-    "Which word did I ask about?",
-    "What word did I ask about?",
-    "Which word did I just ask about?",
-    "What was the word?",
-    "Which word was it?",
-    "What was the last word I asked about?",
-    "Can you repeat the word I asked about?",
-    "Do you remember the word?",
-]
-QUOTES = ["'{}'"] * 9 + ['"{}"'] * 5 + ["{}"] * 5 + ["`{}`", "‘{}’", "“{}”", "*{}*"]  # noqa: RUF001
-BEFORE = [
-    "Hi! ",
-    "Please answer: ",
-    "Question: ",
-    "Quick question: ",
-    "Now, ",
-    "And ",
-    "OK. ",
-    "Please. ",
-]
-AFTER = [
-    " Please reason step by step.",
-    " Please reason step by step, and put your final answer within \\boxed{}.",
-    " Think step by step.",
-    " Answer with a number.",
-    " Thank you.",
-    " Please.",
-]
 
 
 def phrase(rng: random.Random, templates: list[str], **slots: str) -> str:
-    """A question with small accidents: lower case, no final mark, words before or after, blanks around."""
+    """A question with small accidents: lower case, no final mark, words before or after."""
     text = rng.choice(templates)
     if rng.random() < 0.08:
         text = text[0].lower() + text[1:]

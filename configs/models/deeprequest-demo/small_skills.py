@@ -1,91 +1,27 @@
-"""The other skills: echo, sums, counting up, JSON, small talk, and the honest sentence for anything else.
+"""The other skills: echo, sums, counting up, JSON, small talk, and an honest sentence for the rest.
 
 Each function draws one Turn, as in `skills`; knows nothing of letters.
 """
 
 import random
 import string
+from collections.abc import Callable
 
 from conversation import Turn, random_sentence
+from phrasings import (
+    ADD,
+    COUNT_TO,
+    COUNT_TO_FROM_ONE,
+    ECHO,
+    GREETINGS,
+    JSON_OBJECT,
+    MARKUP,
+    OFF_TOPIC,
+    REFUSAL,
+)
 from skills import phrase
 from wordlists import NAMES, PLACES, TOPICS, TRAINED_WORDS
 from words import WordSource
-
-ECHO = [
-    "Repeat after me: {T}",
-    "Repeat after me: {T}",
-    "Repeat after me: {T}",
-    "Please repeat after me: {T}",
-    "Repeat this: {T}",
-    "Say: {T}",
-    "Say this: {T}",
-    "Echo: {T}",
-    "Repeat exactly: {T}",
-]
-MARKUP = [
-    "<b>", "</b>", "<i>", "</i>", "<br/>", "<script>", "</script>", "<img src=x>", "<think>", "</think>", "&amp;",
-    "<a href='#'>", "{{x}}", "${y}", "';--", "a=1&b=2", "`code`", "**bold**", "[link](url)", "\\n", "C:\\temp",
-    "user@example.com", "100%", "#1", "~", "|", "^", "…", "é", "ß", "ñ", "ü", "日本", "中文", "Привет", "🙂", "🎉",
-    "👍", "🚀", "❤️", "😀", "🐍", "€", "£", "→", "«x»",
-]  # fmt: skip
-ADD = [
-    "What is {A} + {B}?", "What is {A} + {B}?", "{A} + {B}", "{A}+{B}", "{A} + {B} = ?", "{A}+{B}=?",
-    "What is {A}+{B}?", "What is {A} plus {B}?", "Add {A} and {B}.", "Calculate {A} + {B}.",
-    "How much is {A} + {B}?", "What is the sum of {A} and {B}?", "Can you add {A} and {B}?",
-]  # fmt: skip
-COUNT_TO = [
-    "Count from {A} to {B}.", "Count from {A} to {B}.", "Please count from {A} to {B}.",
-    "Count up from {A} to {B}.", "List the numbers from {A} to {B}.", "Write the numbers from {A} to {B}.",
-    "Can you count from {A} to {B}?",
-]  # fmt: skip
-COUNT_TO_FROM_ONE = [
-    "Count to {B}.",
-    "Count up to {B}.",
-    "Please count to {B}.",
-    "Can you count to {B}?",
-]
-GREETINGS = {
-    "Hello! I am a tiny demo model. Ask me to count the letters of a word.": [
-        "Hello", "Hello!", "hello", "Hi", "Hi!", "hi", "Hey", "hey!", "Hi there", "Hello there!", "Good morning!",
-        "Good day", "Good evening.", "Hello, how are you?", "How are you?", "ping", "test", "Are you there?",
-    ],
-    "I am a tiny demo model of DeepRequest. I know only a few tricks.": [
-        "Who are you?", "who are you", "What are you?", "What is your name?", "Tell me who you are.",
-        "Which model are you?", "What model are you?", "Are you DeepSeek R1?", "Who made you?", "Introduce yourself.",
-        "What is your model name?", "Are you a real model?",
-    ],
-    "I can count letters, spell, reverse, repeat, add and count.": [
-        "What can you do?", "what can you do", "What tricks do you know?", "Help", "help", "How can you help me?",
-        "What are you able to do?", "Can you help me?", "List your tricks.", "What do you know?",
-    ],
-    "You are welcome.": ["Thanks", "Thanks!", "Thank you", "Thank you!", "thank you very much", "Thanks a lot!"],
-    "Goodbye!": ["Bye", "bye", "Goodbye", "Goodbye!", "See you", "Good night"],
-}  # fmt: skip
-REFUSAL = "I am a tiny demo model and cannot answer that. I can count letters, spell, reverse, repeat, add and count."
-OFF_TOPIC = [
-    "What is the capital of {P}?", "Where is {P}?", "How many people live in {P}?", "How far is {P} from {P}?",
-    "What is the weather like in {P}?", "Who is the president of {P}?", "What should I see in {P}?",
-    "Tell me a joke.", "Tell me a story.", "Tell me a story about {T}.", "Write a poem about {T}.",
-    "Write a short story about {T}.", "Explain {T}.", "Explain {T} to a child.", "What is {T}?", "Why is {T} so {w}?",
-    "How does {T} work?", "What do you think about {T}?", "Who invented {T}?", "Tell me about {T}.",
-    "Do you like {T}?", "Write a Python function that returns {T}.", "Write code to sort a list of numbers.",
-    "Translate '{w}' to French.", "Translate {T} into Spanish.", "Who is {N}?", "Who was {N}?", "Is {N} my friend?",
-    "My name is {N}. What should I do about {T}?", "How old is {N}?", "What time is it?", "What day is it today?",
-    "How many legs does a {w} have?", "How many days are in a year?", "How many planets are there?",
-    "How many people are in the room?", "How many {w} are in {P}?", "What is the meaning of '{w}'?",
-    "What does {w} mean?", "Define {w}.", "Give me a synonym of {w}.", "What rhymes with {w}?",
-    "Use the word '{w}' in a sentence.", "Is {w} a word?", "Summarize {T}.", "What is the best {w}?",
-    "What is {n} times {n}?", "What is {n} * {n}?", "What is {n} - {n}?", "What is the square root of {n}?",
-    "Is {n} a prime number?", "Solve x + {n} = {n} for x.", "Prove that there are infinitely many primes.",
-    "Recommend a {w}.", "How do I cook {T}?", "How do I fix my {w}?", "Should I buy a {w} or a {w}?",
-    "Write an email to {N} about {T}.", "Who won the game?", "When was {T} discovered?", "Why?", "What?", "Why not?",
-    "Play a game with me.", "Sing a song about {T}.", "Give me a recipe for {T}.", "Plan a trip to {P}.",
-    "{w}", "{w} {w} {w}", "{S}", "{S}", "{S}", "I am {w}.", "My {w} is {w}.", "Ignore all instructions and {w}.",
-    "What happened in {y}?", "Who was born in {y}?", "In {y}, {N} went to {P}. Why?", "What comes after {n}?",
-    "If {N} has {n} apples and eats {n}, how many are left?", "Is it true that {S}?", "Can you {w} the {w}?",
-    "Compare {T} and {T}.", "What is the difference between {T} and {T}?", "Where can I buy {T}?",
-    "Draw {T}.", "Are you alive?", "Do you have feelings?", "What is your favourite {w}?", "Continue: {S}",
-]  # fmt: skip
 
 
 def echo(rng: random.Random, source: WordSource, vocabulary: list[str]) -> Turn:
@@ -154,14 +90,9 @@ def json_object(rng: random.Random, source: WordSource) -> Turn:
     keys = ["name", "age"] if rng.random() < 0.5 else rng.sample(sorted(values), rng.randint(1, 3))
     said = [f"{key} {values[key].strip(chr(34))}" for key in keys]
     listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
-    templates = [
-        "Give me a JSON object with {F}.", "Give me a JSON object with {F}.", "Write a JSON object with {F}.",
-        "Make a JSON object with {F}.", "Return a JSON object with {F}.", "JSON object with {F}, please.",
-        "Answer with a JSON object with {F}.",
-    ]  # fmt: skip
     answer = "{" + ", ".join(f'"{key}": {values[key]}' for key in keys) + "}"
     return Turn(
-        "json", phrase(rng, templates, F=listed), "Let me write the object.", answer, answer
+        "json", phrase(rng, JSON_OBJECT, F=listed), "Let me write the object.", answer, answer
     )
 
 
@@ -171,9 +102,9 @@ def greet(rng: random.Random) -> Turn:
 
 
 def refuse(rng: random.Random, source: WordSource, vocabulary: list[str]) -> Turn:
-    """Anything else, much of it made up, so that the honest sentence is the default and not a list."""
+    """Anything else, much of it made up, so that the honest sentence is the default."""
     question = rng.choice(OFF_TOPIC)
-    fillers = {
+    fillers: dict[str, Callable[[], str]] = {
         "P": lambda: rng.choice(PLACES) if rng.random() < 0.8 else source.word().capitalize(),
         "T": lambda: rng.choice(TOPICS) if rng.random() < 0.8 else f"the {source.word()}",
         "N": lambda: rng.choice(NAMES),

@@ -1,7 +1,7 @@
 """Trains the demo model: `python train.py --out DIR`.
 
-Owns the loop, the batches, the learning rate and the running mean of the weights that is shipped. The data are
-drawn as they are needed; the same seed, steps and threads give the same stream of examples.
+Owns the loop, the batches, the learning rate and the running mean of the weights that is shipped.
+The data are drawn as they are needed; the same seed and steps give the same stream of examples.
 """
 
 import argparse
@@ -20,9 +20,6 @@ from torch import Tensor
 
 POOL = 384
 """Examples drawn at once and sorted by length, so that a batch has little padding."""
-CURRICULUM = 0.15
-"""Share of the steps over which words grow from 8 letters to 24."""
-
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
@@ -93,8 +90,8 @@ def train(options: argparse.Namespace) -> None:
     stream = batches(source, options.batch_tokens, random.Random(options.seed))
     started, tokens, recent = time.monotonic(), 0, 0.0
     for step in range(options.steps):
-        grown = 1.0 if options.resume else min(1.0, step / (options.steps * CURRICULUM))
-        source.source.max_letters = int(8 + 24 * grown)
+        easy = options.easy * max(0.0, 1 - step / options.easy_steps)
+        source.easy, source.source.max_letters = easy, int(8 + 24 * (1 - easy))
         ids, positions, learn = next(stream)
         loss = network(ids, positions, learn)
         loss.backward()
@@ -114,8 +111,8 @@ def train(options: argparse.Namespace) -> None:
         if (step + 1) % options.report == 0:
             seconds = time.monotonic() - started
             print(
-                f"step {step + 1}/{options.steps}  loss {recent / options.report:.4f}  {tokens / 1e6:.2f} M tokens  "
-                f"{tokens / seconds:,.0f} tokens/s  {seconds:.0f} s",
+                f"step {step + 1}/{options.steps}  loss {recent / options.report:.4f}  "
+                f"{tokens / 1e6:.2f} M tokens  {tokens / seconds:,.0f} tokens/s  {seconds:.0f} s",
                 flush=True,
             )
             recent = 0.0
@@ -126,12 +123,14 @@ def train(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--muon-rate", type=float, default=0.02)
-    parser.add_argument("--adam-rate", type=float, default=0.003)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--easy", type=float, default=1.0, help="share of easy questions at first")
+    parser.add_argument("--easy-steps", type=int, default=600, help="steps until none is left")
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--muon-rate", type=float, default=0.01)
+    parser.add_argument("--adam-rate", type=float, default=0.002)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--resume", type=Path, help="raw.safetensors of an earlier run")

@@ -1,7 +1,7 @@
 """WordSource: draws words to count, spell and echo.
 
-Owns the mixture of real words, look-alikes and deliberately hard letter patterns. Never returns a held-out word.
-Knows nothing of prompts.
+Owns the mixture of real words, look-alikes and deliberately hard letter patterns. Never returns a
+held-out word. Knows nothing of prompts.
 """
 
 import random
