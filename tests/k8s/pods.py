@@ -54,14 +54,16 @@ def one(objects: dict[str, Object], kind: str) -> Object:
 
 
 def pods(objects: dict[str, Object]) -> dict[str, Pod]:
-    """head, worker and redis."""
+    """head, worker, redis and admin."""
     cluster = one(objects, "RayService")["spec"]["rayClusterConfig"]
     (group,) = cluster["workerGroupSpecs"]
     redis = one(objects, "StatefulSet")["spec"]["template"]
+    admin = one(objects, "Deployment")["spec"]["template"]
     return {
         "head": _ray_pod("head", cluster["headGroupSpec"], _with_autoscaler(cluster)),
         "worker": _ray_pod("worker", group, _with_init_container(group)),
         "redis": Pod("redis", redis["metadata"]["labels"], redis["spec"], {}),
+        "admin": Pod("admin", admin["metadata"]["labels"], admin["spec"], {}),
     }
 
 

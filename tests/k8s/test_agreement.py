@@ -182,7 +182,7 @@ def test_versions_agree(objects: Objects) -> None:
     assert ray.__version__ == pins["ray"]
     images = {
         container["image"]
-        for role in ("head", "worker")
+        for role in ("head", "worker", "admin")
         for key in ("containers", "initContainers")
         for container in pods(objects)[role].spec.get(key, [])
     }
@@ -204,7 +204,7 @@ def test_every_ray_node_runs_in_the_products_mode(objects: Objects) -> None:
 def test_settings_in_the_environment_are_ones_the_project_reads(
     objects: Objects, overlay: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for role in ("head", "worker"):
+    for role in ("head", "worker", "admin"):
         own = {k: v for k, v in pods(objects)[role].environment.items() if k.startswith("DEEPREQ")}
         for name, value in own.items():
             monkeypatch.setenv(name, value)
@@ -219,7 +219,7 @@ def test_redis_is_found_under_one_name(objects: Objects) -> None:
     address = f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     cluster = one(objects, "RayService")["spec"]["rayClusterConfig"]
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == address
-    for role in ("head", "worker"):
+    for role in ("head", "worker", "admin"):
         assert f"@{address}/" in pods(objects)[role].environment["DEEPREQUEST_REDIS_URL"]
 
 
@@ -291,3 +291,16 @@ def test_ray_start_knows_every_parameter(objects: Objects) -> None:
     for role in ("head", "worker"):
         for name, value in pods(objects)[role].start.items():
             assert known[name] == (value == "true"), name
+
+
+def test_keys_are_made_under_the_pepper_that_the_service_uses(
+    objects: Objects, config: ServeConfig
+) -> None:
+    made = pods(objects)
+    mounts = {mount["mountPath"]: mount for mount in made["admin"].main["volumeMounts"]}
+    state = made["admin"].environment["DEEPREQUEST_STATE_DIR"]
+    assert "persistentVolumeClaim" in made["admin"].mounts()[state]
+    mine = made["admin"].mounts()[f"{state}/pepper"]["secret"]["secretName"]
+    pepper = Path(config.admission.pepper_file or "")
+    theirs = made["worker"].mounts()[str(pepper.parent)]["secret"]["secretName"]
+    assert (mine, mounts[f"{state}/pepper"]["subPath"]) == (theirs, pepper.name)

@@ -122,7 +122,12 @@ def test_strangers_reach_the_workers_http_port_and_nothing_else(objects: Objects
             role: opened(objects, "ingress", pod.labels, STRANGER, namespace)
             for role, pod in made.items()
         }
-        assert reach == {"head": set(), "worker": {(8000, 8000)}, "redis": set()}
+        assert reach == {
+            "head": set(),
+            "worker": {(8000, 8000)},
+            "redis": set(),
+            "admin": set(),
+        }
 
 
 def test_operator_reaches_the_dashboard_and_monitoring_the_metrics(objects: Objects) -> None:
@@ -132,10 +137,10 @@ def test_operator_reaches_the_dashboard_and_monitoring_the_metrics(objects: Obje
     assert opened(objects, "ingress", head, STRANGER, "monitoring") == {(8080, 8080)}
 
 
-def test_redis_is_reached_by_ray_pods_only_and_reaches_nobody(objects: Objects) -> None:
+def test_redis_is_reached_by_its_clients_and_reaches_nobody(objects: Objects) -> None:
     made = pods(objects)
     redis = made["redis"].labels
-    for role in ("head", "worker"):
+    for role in ("head", "worker", "admin"):
         labels = made[role].labels
         assert opened(objects, "ingress", redis, labels, "deeprequest") == {(6379, 6379)}
         assert (6379, 6379) in opened(objects, "egress", labels, redis, "deeprequest")
@@ -143,7 +148,7 @@ def test_redis_is_reached_by_ray_pods_only_and_reaches_nobody(objects: Objects) 
 
 
 def test_models_cannot_reach_the_internet(objects: Objects) -> None:
-    for role in ("worker", "redis"):
+    for role in ("worker", "redis", "admin"):
         assert not opened(objects, "egress", pods(objects)[role].labels, STRANGER, "elsewhere")
 
 
@@ -179,6 +184,7 @@ def test_every_pod_is_restricted(objects: Objects) -> None:
         "head": [],
         "worker": [],
         "redis": [],
+        "admin": [],
     }
     labels = one(objects, "Namespace")["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
