@@ -5,6 +5,7 @@ readiness, metrics and autoscaling. Decides nothing: scripts/capacity.lua does.
 """
 
 import secrets
+from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -100,8 +101,8 @@ class CapacityReporter:
 
 async def pool_view(store: Store) -> tuple[PoolTotals, list[ReplicaRecord]]:
     """Totals and the replicas with a fresh heartbeat, of one instant. Raises StoreUnavailable."""
-    _, totals, flat = await store.run("view")
-    pool = dict(zip(totals[::2], totals[1::2], strict=True))
+    totals, flat = await store.run("view")
+    pool: dict[str, int] = defaultdict(int, zip(totals[::2], totals[1::2], strict=True))
     records = [_record(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
     return (
         PoolTotals(

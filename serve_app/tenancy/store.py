@@ -3,12 +3,12 @@
 Owns connections, timeouts, the breaker and how scripts are sent. Refuses to know what the scripts
 mean. Every key of a pool begins with `dr:{<pool>}:`, so a pool lives in one slot of a cluster:
 
-    pool                hash    what is promised, running, waiting; the epoch (scripts/common.lua)
+    pool                string  what is promised, running, waiting; the epoch (scripts/common.lua)
     key:<digest>        hash    one API key: id, tenant, status, expiry, limits, version
     ten:<tenant>        hash    the same limits for a tenant, and its weight
-    mt:<k|t>:<name>     hash    meters (debts), means of output and time, totals of a key or tenant
+    mt:<k|t>:<name>     string  meters (debts), means of output and time, totals of a key or tenant
     cl:<k|t>:<name>     set     request ids in flight (concurrency)
-    req:<rid>           hash    one request, waiting (st q) or running (st r)
+    req:<rid>           string  one request, waiting or running
     q:<class>:<tenant>  zset    waiting request ids by arrival
     vt:<class>, vth     zset, hash   virtual time of tenants with waiters; of all
     wn:<class>          hash    KV tokens waiting by tenant
@@ -63,6 +63,7 @@ SCRIPTS = (
     "restore",
     "settle",
     "tick",
+    "usage",
     "view",
     "who",
 )

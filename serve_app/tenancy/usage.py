@@ -57,9 +57,7 @@ class UsageMeter:
         return [_entry(entry_id, fields) for entry_id, fields in raw]
 
     async def _totals(self, scope: str) -> UsageTotals:
-        key = f"{self._store.prefix}mt:{scope}"
-        values = await self._store.command("HMGET", key, "nreq", "nin", "ncached", "nout")
-        return UsageTotals(*(int(value or 0) for value in values))
+        return UsageTotals(*await self._store.run("usage", scope))
 
 
 def _entry(entry_id: str, fields: dict[str, str]) -> LedgerEntry:

@@ -13,13 +13,9 @@ local wait, cold_wait = tonumber(ARGV[7]), tonumber(ARGV[8])
 local longest, bound = tonumber(ARGV[9]), tonumber(ARGV[10])
 
 local function same_answer(r)
-  local scopes = {
-    read_scope('k', r.key, read_config(P .. 'key:' .. r.digest)),
-    read_scope('t', r.tenant, read_config(P .. 'ten:' .. r.tenant)),
-  }
   local reply = {'run', r.fence, r.replica, r.kv, r.output, r.key, r.tenant, r.weight}
   if r.state == 'q' then reply[1], reply[2], reply[3] = 'wait', pool.waiting, -1 end
-  return add_figures(reply, scopes)
+  return add_figures(reply, scopes_of(r))
 end
 
 -- The refusal with the longest wait over both scopes, or nil.
@@ -35,7 +31,7 @@ local function refused_limit(scopes, cost)
     local name = LIMITS[which]
     if pause == 0 and scope.conc > 0
       and call('SCARD', P .. 'cl:' .. scope.name) >= scope.conc then
-      pause, name = math.max(1000000, math.floor(scope.ewd / 256 / scope.conc) * 1000), 'concurrency'
+      pause, name = math.max(1000000, math.floor(scope.m.ewd / 256 / scope.conc) * 1000), 'concurrency'
     end
     if pause > wait_us then wait_us, reply = pause, {'limit', name, scope.kind, pause} end
   end
@@ -61,18 +57,18 @@ local function place_in_queue(r, scopes)
   return wait, eta
 end
 
-local reaped = false
+local swept = false
 
 local function admit()
-  if epoch == '' then return {'rebuild'} end
+  if pool.epoch == 0 then return {'rebuild'} end
   local known = read_request(rid)
   if known then return same_answer(known) end
   if not lease_holds(ingress) then return {'lease'} end
   local key = read_config(P .. 'key:' .. digest)
   local refusal = refused_key(key)
   if refusal then return {'auth', refusal} end
-  reaped = reap()
-  drop_silent_replicas()
+  swept = reap()
+  swept = drop_silent_replicas() or swept
   local scopes = {
     read_scope('k', key.id, key),
     read_scope('t', key.tenant, read_config(P .. 'ten:' .. key.tenant)),
@@ -97,14 +93,15 @@ local function admit()
   end
   hold(rid, r)
   write_request(rid, r)
-  take(scopes[1], cost)
-  take(scopes[2], cost)
+  for s = 1, 2 do
+    if take(scopes[s], cost) then save_scope(scopes[s]) end
+  end
   pool.nadm = pool.nadm + 1
   for _, value in ipairs({r.kv, output, r.key, r.tenant, r.weight}) do reply[#reply + 1] = value end
   return add_figures(reply, scopes)
 end
 
 local reply = admit()
-if reaped or reply[1] == 'wait' then grant() end
-save_pool()
+if swept or reply[1] == 'wait' then grant() end
+if swept or reply[1] == 'wait' or reply[1] == 'run' then save_pool() end
 return reply

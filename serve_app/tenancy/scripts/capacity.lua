@@ -77,6 +77,7 @@ local function drop_silent_replicas()
   local silent = call('ZRANGEBYSCORE', P .. 'rep', '-inf', int(now), 'LIMIT', 0, 16)
   for _, id in ipairs(silent) do remove_replica(id) end
   if #silent > 0 then recount() end
+  return #silent > 0
 end
 
 -- KV tokens of a request, in whole blocks and never more than one empty replica can take.

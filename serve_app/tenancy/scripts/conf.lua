@@ -23,5 +23,8 @@ for i = 1, math.min(#records, 128) do
     changed = changed + 1
   end
 end
-if ARGV[2] ~= '' then call('HSETNX', KEYS[1], 'epoch', ARGV[2]) end
-return {call('HGET', KEYS[1], 'epoch') or '', changed}
+if ARGV[2] ~= '' and pool.epoch == 0 then
+  pool.epoch = ARGV[2]
+  save_pool()
+end
+return {pool.epoch ~= 0 and pool.epoch or '', changed}

@@ -31,19 +31,24 @@ local function refused_key(key)
   if key.expires > 0 and key.expires * 1000000 <= now then return 'expired' end
 end
 
+-- A scope is a config with its meter record `m`: at r t i o (when, and the four debts, worked off to
+-- now by reading), ew ewn ewd (as in the pool), nreq nin ncached nout (totals of what was settled).
+local DEBTS = {'r', 't', 'i', 'o'}
 local function read_scope(kind, name, config)
   local scope = config
   scope.kind, scope.name = kind, kind .. ':' .. name
-  local v = call('HMGET', P .. 'mt:' .. scope.name, 'at', 'r', 't', 'i', 'o', 'ew', 'ewn', 'ewd')
-  local idle = math.max(0, now - num(v[1]))
-  scope.debt = {}
+  local m = load(P .. 'mt:' .. scope.name)
+  local idle = math.max(0, now - m.at)
   for i = 1, 4 do
-    scope.debt[i] = math.max(0, num(v[i + 1]) - idle * scope.limit[i])
-    if scope.limit[i] == 0 then scope.debt[i] = 0 end
+    local limit = scope.limit[i]
+    m[DEBTS[i]] = limit > 0 and math.max(0, m[DEBTS[i]] - idle * limit) or nil
   end
-  scope.ew, scope.ewn, scope.ewd = num(v[6]), num(v[7]), num(v[8])
+  m.at = now
+  scope.m = m
   return scope
 end
+
+local function save_scope(scope) save(P .. 'mt:' .. scope.name, scope.m) end
 
 -- Returns the wait in microseconds until `cost` fits all meters, and which one decides;
 -- -1 when it can never fit.
@@ -54,7 +59,7 @@ local function wait_of(scope, cost)
     if limit > 0 and cost[i] > 0 then
       local most = limit * scope.burst
       if cost[i] * MINUTE > most then return -1, i end
-      local over = scope.debt[i] + cost[i] * MINUTE - most
+      local over = scope.m[DEBTS[i]] + cost[i] * MINUTE - most
       if over > 0 then
         local wait = divide_up(over, limit)
         if wait > longest then longest, which = wait, i end
@@ -64,26 +69,16 @@ local function wait_of(scope, cost)
   return longest, which
 end
 
-local function save_debts(scope)
-  local d = scope.debt
-  call('HSET', P .. 'mt:' .. scope.name, 'at', int(now),
-    'r', int(d[1]), 't', int(d[2]), 'i', int(d[3]), 'o', int(d[4]))
-end
-
-local function limited(scope)
-  local l = scope.limit
-  return l[1] + l[2] + l[3] + l[4] > 0
-end
-
--- Adds `cost` (negative: a refund, never below empty) to the meters in force.
+-- Adds `cost` (negative: a refund, never below empty) to the meters in force. True when there are any.
 local function take(scope, cost)
-  if not limited(scope) then return end
+  local limited = false
   for i = 1, 4 do
     if scope.limit[i] > 0 then
-      scope.debt[i] = math.max(0, scope.debt[i] + cost[i] * MINUTE)
+      limited = true
+      scope.m[DEBTS[i]] = math.max(0, scope.m[DEBTS[i]] + cost[i] * MINUTE)
     end
   end
-  save_debts(scope)
+  return limited
 end
 
 -- Appends (limit, remaining, microseconds until full again) of the tighter scope for each of the
@@ -94,10 +89,11 @@ local function add_figures(reply, scopes)
     for s = 1, #scopes do
       local scope = scopes[s]
       if scope.limit[i] > 0 then
-        local room = math.max(0, scope.limit[i] * scope.burst - scope.debt[i])
+        local debt = scope.m[DEBTS[i]]
+        local room = math.max(0, scope.limit[i] * scope.burst - debt)
         local free = divide_down(room, MINUTE)
         if limit < 0 or free < left then
-          limit, left, reset = scope.limit[i], free, divide_up(scope.debt[i], scope.limit[i])
+          limit, left, reset = scope.limit[i], free, divide_up(debt, scope.limit[i])
         end
       end
     end
@@ -117,9 +113,16 @@ end
 -- used to produce; the whole max_tokens while nothing is known.
 local function expected_output(key, tenant, most)
   local mean
-  if key.ewn >= EW_LEAST then mean = key.ew
-  elseif tenant.ewn >= EW_LEAST then mean = tenant.ew
+  if key.m.ewn >= EW_LEAST then mean = key.m.ew
+  elseif tenant.m.ewn >= EW_LEAST then mean = tenant.m.ew
   elseif pool.ewn >= EW_LEAST then mean = pool.ew end
   if not mean then return most end
   return math.min(most, math.max(1, math.ceil(mean * 3 / 512)))
+end
+
+-- One finished request into the means of a record (a meter's or the pool's).
+local function learn_all(record, output, took)
+  record.ew = learn(record.ew, record.ewn, output)
+  record.ewd = learn(record.ewd, record.ewn, took)
+  record.ewn = record.ewn + 1
 end

@@ -1,4 +1,4 @@
--- uses: common meter capacity fair request
+-- uses: common meter capacity fair
 -- PLACE <now> <rid>: place in the queue in fair order (1 is next) and predicted milliseconds (-1:
 -- unknown); 0 0 when it does not wait.
 

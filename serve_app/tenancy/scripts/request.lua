@@ -1,25 +1,12 @@
 -- One request's life: start (a lease), release (exactly once: it deletes req:<rid>), ledger.
 
-local REQUEST_FIELDS = {
-  'st', 'dig', 'key', 'ten', 'in', 'out', 'kv', 'ing', 'rep', 'fence', 'enq', 'beg', 'vc', 'w', 'mx',
-}
 local LEDGER_LENGTH = 100000
 
-local function read_request(rid)
-  local v = call('HMGET', P .. 'req:' .. rid, unpack(REQUEST_FIELDS))
-  if not v[1] then return nil end
+local function scopes_of(r)
   return {
-    state = v[1], digest = v[2], key = v[3], tenant = v[4], input = num(v[5]), output = num(v[6]),
-    kv = num(v[7]), ingress = v[8], replica = v[9] or '', fence = num(v[10]), enq = num(v[11]),
-    beg = num(v[12]), vc = num(v[13]), weight = math.max(1, num(v[14])), mx = num(v[15]),
+    read_scope('k', r.key, read_config(P .. 'key:' .. r.digest)),
+    read_scope('t', r.tenant, read_config(P .. 'ten:' .. r.tenant)),
   }
-end
-
-local function write_request(rid, r)
-  call('HSET', P .. 'req:' .. rid, 'st', r.state, 'dig', r.digest, 'key', r.key, 'ten', r.tenant,
-    'in', int(r.input), 'out', int(r.output), 'kv', int(r.kv), 'ing', r.ingress, 'rep', r.replica,
-    'fence', int(r.fence), 'enq', int(r.enq), 'beg', int(r.beg), 'vc', int(r.vc),
-    'w', int(r.weight), 'mx', int(r.mx))
 end
 
 -- What a request holds from admission to release, waiting or running.
@@ -45,31 +32,20 @@ local function start(rid, r, time)
 end
 
 local function account(r, how, input, cached, output, took)
-  local scopes = {
-    read_scope('k', r.key, read_config(P .. 'key:' .. r.digest)),
-    read_scope('t', r.tenant, read_config(P .. 'ten:' .. r.tenant)),
-  }
-  local ran, finished = r.state == 'r', how == 'ok'
   local more = {0, input + output - r.input - r.output, input - r.input, output - r.output}
-  for s = 1, 2 do
-    local scope = scopes[s]
-    local meter = P .. 'mt:' .. scope.name
-    take(scope, more)
-    if finished then
-      call('HSET', meter, 'ew', int(learn(scope.ew, scope.ewn, output)), 'ewn', int(scope.ewn + 1),
-        'ewd', int(learn(scope.ewd, scope.ewn, took)))
+  for _, scope in ipairs(scopes_of(r)) do
+    local m = scope.m
+    local changed = take(scope, more)
+    if r.state == 'r' then
+      m.nreq, m.nin = m.nreq + 1, m.nin + input
+      m.ncached, m.nout = m.ncached + cached, m.nout + output
+      if how == 'ok' then learn_all(m, output, took) end
+      changed = true
     end
-    if ran then
-      call('HINCRBY', meter, 'nreq', 1)
-      if input > 0 then call('HINCRBY', meter, 'nin', int(input)) end
-      if cached > 0 then call('HINCRBY', meter, 'ncached', int(cached)) end
-      if output > 0 then call('HINCRBY', meter, 'nout', int(output)) end
-    end
+    if changed then save_scope(scope) end
   end
-  if finished then
-    pool.ew = learn(pool.ew, pool.ewn, output)
-    pool.ewd = learn(pool.ewd, pool.ewn, took)
-    pool.ewn = pool.ewn + 1
+  if how == 'ok' then
+    learn_all(pool, output, took)
     -- eww / ewk is the mean time of a KV token in use; both fade together
     pool.eww = math.floor(pool.eww * 15 / 16) + r.kv * took
     pool.ewk = math.floor(pool.ewk * 15 / 16) + r.kv

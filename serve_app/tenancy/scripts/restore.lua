@@ -10,7 +10,7 @@ for i = 3, math.min(#ARGV, 2 + 64 * 9), 9 do
     local r = {
       digest = ARGV[i + 1], key = ARGV[i + 2], tenant = ARGV[i + 3], weight = tonumber(ARGV[i + 4]),
       input = tonumber(ARGV[i + 5]), output = tonumber(ARGV[i + 6]), kv = tonumber(ARGV[i + 7]),
-      mx = tonumber(ARGV[i + 8]), ingress = ingress, enq = now,
+      mx = tonumber(ARGV[i + 8]), ingress = ingress, enq = now, replica = '', vc = 0,
     }
     start(rid, r, lift(r.tenant))
     hold(rid, r)

@@ -7,8 +7,8 @@ for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'rep', int(now + 1), '+inf', 'LIM
   replicas[#replicas + 1] = call('HGETALL', P .. 'rep:' .. id)
 end
 local totals = {}
-for i = 1, #POOL_FIELDS do
-  totals[#totals + 1] = POOL_FIELDS[i]
-  totals[#totals + 1] = pool[POOL_FIELDS[i]]
+for field, value in pairs(pool) do
+  totals[#totals + 1] = field
+  totals[#totals + 1] = value
 end
-return {epoch, totals, replicas}
+return {totals, replicas}

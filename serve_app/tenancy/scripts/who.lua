@@ -2,7 +2,7 @@
 -- WHO <now> <digest>: whose key it is, nothing charged: `ok id tenant figures`, `auth reason`, or
 -- `rebuild` when Redis is empty.
 
-if epoch == '' then return {'rebuild'} end
+if pool.epoch == 0 then return {'rebuild'} end
 local key = read_config(P .. 'key:' .. ARGV[2])
 local refusal = refused_key(key)
 if refusal then return {'auth', refusal} end
