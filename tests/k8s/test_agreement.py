@@ -1,7 +1,7 @@
 """What several files say of one thing must agree: manifests, configurations, versions, Ray."""
 
 import copy
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -13,8 +13,11 @@ import pytest
 import ray
 import yaml
 from ray.scripts.scripts import start
+from ray.serve import Deployment
+from ray.serve._private.build_app import build_app
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from serve_app.autoscaling import POLICY_PATH
 from serve_app.config import ServeConfig
 from tests.k8s.kustomize import load
 from tests.k8s.pods import Pod, one, pods, quantity
@@ -74,12 +77,18 @@ def test_typo_in_the_application_is_refused(objects: Objects, right: str, typo: 
         serve_config(spoilt)
 
 
-def test_application_builder_exists(objects: Objects) -> None:
+@pytest.fixture
+def deployments(
+    objects: Objects, overlay: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Deployment]:
+    """What the named builder makes of the overlay's configuration, by name."""
     (application,) = serve_config(objects)["applications"]
     module, _, attribute = application["import_path"].partition(":")
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not there yet")
-    assert callable(getattr(importlib.import_module(module), attribute))
+    builder = getattr(importlib.import_module(module), attribute)
+    monkeypatch.setenv("DEEPREQUEST_REDIS_URL", "redis://redis:6379/0")
+    built = build_app(builder({"config": str(overlay / "config.yaml")}), name="deeprequest")
+    assert set(application["args"]) == {"config"}
+    return {deployment.name: deployment for deployment in built.deployments}
 
 
 def test_files_the_application_names_are_mounted(objects: Objects, config: ServeConfig) -> None:
@@ -137,21 +146,35 @@ def test_ranks_divide_the_heads(config: ServeConfig) -> None:
     assert heads % engine.tensor_parallel_size == kv_heads % engine.tensor_parallel_size == 0
 
 
-def test_replicas_fit_in_the_worker_pods(objects: Objects, config: ServeConfig) -> None:
+def test_replicas_fit_in_the_worker_pods(
+    objects: Objects, config: ServeConfig, deployments: dict[str, Deployment]
+) -> None:
     group = one(objects, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
-    worker, place = pods(objects)["worker"], config.deployment
-    ranks = config.engine_config().tensor_parallel_size
-    replica = place.replica_cpus + ranks * place.rank_cpus
-    ingresses = place.ingress_replicas * place.ingress_cpus
-    assert place.placement_strategy == "STRICT_PACK"
-    assert replica + ingresses <= worker.limit("cpu")
-    per_pod = int(worker.limit("cpu") // replica)
+    worker, model, ingress = pods(objects)["worker"], deployments["ModelDeployment"], "Ingress"
+    bundles = model._replica_config.placement_group_bundles
+    assert model._replica_config.placement_group_strategy == "STRICT_PACK"
+    cpus = sum(bundle["CPU"] for bundle in bundles)
+    ingress_cpus = deployments[ingress].ray_actor_options["num_cpus"]
+    assert cpus + deployments[ingress].num_replicas * ingress_cpus <= worker.limit("cpu")
+    per_pod = int(worker.limit("cpu") // cpus)
     if config.engine_config().device == "cuda":
-        assert worker.limit("nvidia.com/gpu") >= ranks
-        per_pod = min(per_pod, int(worker.limit("nvidia.com/gpu") // ranks))
+        gpus = sum(bundle.get("GPU", 0) for bundle in bundles)
+        assert gpus == config.engine_config().tensor_parallel_size
+        per_pod = min(per_pod, int(worker.limit("nvidia.com/gpu") // gpus))
     assert group["minReplicas"] * per_pod >= config.scaling.min_replicas
     assert group["maxReplicas"] * per_pod >= config.scaling.max_replicas
     assert group["maxReplicas"] <= config.scaling.max_replicas, "pods that nothing would use"
+
+
+def test_model_scales_by_backlog_within_the_configured_bounds(
+    config: ServeConfig, deployments: dict[str, Deployment]
+) -> None:
+    scaling = deployments["ModelDeployment"]._deployment_config.autoscaling_config
+    assert scaling.policy.policy_function == POLICY_PATH
+    assert (scaling.min_replicas, scaling.max_replicas) == (
+        config.scaling.min_replicas,
+        config.scaling.max_replicas,
+    )
 
 
 def test_scaling_of_pods_is_on_exactly_where_pods_are_to_scale(objects: Objects) -> None:

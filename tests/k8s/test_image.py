@@ -1,4 +1,5 @@
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,18 @@ def test_everything_copied_exists_and_passes_the_ignore_file(stage: int) -> None
 def test_ignore_file_starts_by_keeping_everything_out() -> None:
     lines = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
     assert next(line for line in lines if not line.startswith("#")) == "*"
+
+
+def test_wheel_brings_the_files_that_are_not_python() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
+    packed = {
+        path
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    files = [path for room in ("cluster", "serve_app") for path in (ROOT / room).rglob("*.*")]
+    assert packed
+    assert not {x for x in files if x.is_file() and x.suffix not in {".py", ".pyc"}} - packed
