@@ -52,7 +52,9 @@ _STRING_OR_ARRAY = Discriminator(
 class _Strict(BaseModel):
     """What is common to all parts of a request. Unknown fields are kept to be named as ignored."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class TextPart(_Strict):
@@ -157,6 +159,7 @@ class ChatCompletionRequest(_Strict):
     """A conversation to continue, and how."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
+    """The model identifier."""
     messages: Annotated[
         list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
@@ -165,13 +168,15 @@ class ChatCompletionRequest(_Strict):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     """The newer name of max_tokens; wins if both are set."""
     temperature: float = Field(default=0.6, ge=0, le=2)
+    """0 is greedy, which this model does badly with; 0.6 is recommended."""
     top_p: float = Field(default=0.95, gt=0, le=1)
+    """0.95 is recommended."""
     top_k: int = Field(default=0, ge=-1, le=INT64_MAX)
-    """Draw from the top_k likeliest tokens only; 0 and -1 mean all."""
+    """Draw from the top_k likeliest tokens only (recommended: 20-40); 0 and -1 mean all."""
     min_p: float = Field(default=0.0, ge=0, le=1)
     seed: int | None = Field(default=None, ge=INT64_MIN, le=INT64_MAX)
     stop: Stop | None = None
-    """Ends the answer, not the thoughts; the string itself is not sent."""
+    """One string or up to 16. Ends the answer, not the thoughts; the string is not sent."""
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] = []
     ignore_eos: bool = False
     min_tokens: int = Field(default=0, ge=0, le=MAX_TOKENS)
