@@ -36,7 +36,8 @@ class ReplicaLoad:
     running_tokens: tokens that running requests may still produce.
     tokens_per_s: tokens computed a second, prompt and output together; 0 while idle.
     kv_used_fraction: share of the KV blocks that requests hold, 0 to 1.
-    queue_tokens: need in tokens of all that waits in Redis, the same in every replica's report.
+    queue_tokens: need in tokens of all that waits in Redis, the same in every replica's report;
+        negative when Redis cannot be read.
     queue_requests: how many requests that is.
     """
 
@@ -98,7 +99,7 @@ def observe(
     A replica shows what it can do only while work waits for it; otherwise its rate is merely the
     demand, which may raise the estimate but never lower it.
     """
-    busy = [load for load in loads if load.tokens_per_s > 0 and (queued or load.waiting_tokens)]
+    busy = [load for load in loads if load.tokens_per_s > 0 and (queued > 0 or load.waiting_tokens)]
     if busy:
         rate = sum(load.tokens_per_s for load in busy) / len(busy)
         if not seen.tokens_per_s:
@@ -120,7 +121,7 @@ def decide(
         unseen: running replicas without a fresh report; they forbid scaling down.
     """
     queued = max(load.queue_tokens for load in loads)
-    movable = queued + sum(load.waiting_tokens for load in loads)
+    movable = max(0.0, queued) + sum(load.waiting_tokens for load in loads)
     work = movable + sum(load.running_tokens for load in loads)
     rate = capacity.tokens_per_s
     if work > 0 and rate <= 0:
@@ -136,7 +137,7 @@ def decide(
         needed = math.ceil(work / (rate * targets.target_backlog_s))
         return Decision(min(needed, replicas + useful), "backlog", now_s, capacity)
     fewer = replicas - 1
-    if fewer < 1 or unseen:
+    if fewer < 1 or unseen or queued < 0:
         return Decision(replicas, "steady", now_s, capacity)
     fits = targets.full_fraction * fewer
     holds = sum(load.kv_used_fraction for load in loads) <= fits

@@ -140,6 +140,12 @@ def test_a_replica_without_a_fresh_report_forbids_scaling_down() -> None:
     assert BacklogPolicy()(context([ReplicaLoad()], target=2, running=2))[0] == 2
 
 
+def test_unreadable_queue_forbids_scaling_down_but_not_up() -> None:
+    idle, busy = ReplicaLoad(queue_tokens=-1), ReplicaLoad(queue_tokens=-1, waiting_tokens=15_000)
+    assert decide([idle, idle], 2, 0, BUSY, Targets()).replicas == 2
+    assert decide([busy], 1, 0, BUSY, Targets()).replicas == 2
+
+
 def test_missing_statistics_keep_the_last_decision_and_the_memory() -> None:
     state = {"tokens_per_s": 500.0, "seen_at": 7.0}
     replicas, kept = BacklogPolicy()(context([], target=3, running=3, state=state))
