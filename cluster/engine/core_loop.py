@@ -1,0 +1,68 @@
+"""CoreLoop: what rank 0's main thread does for the rest of its life.
+
+Owns the alternation of inbox and step: take in what came, step while there is work, send one frame
+per step, sleep in the kernel when there is none. Knows no processes and no torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from cluster.engine.core_messages import AbortRequest, AddRequest, StepOutputs, ToRank
+from cluster.engine.engine_core import EngineCore
+from cluster.request import EngineCoreOutput, EngineCoreOutputs
+
+
+class Inbox(Protocol):
+    """What the loop needs of `cluster.engine.rank_link.RankLink`."""
+
+    def pending(self) -> bool: ...
+
+    def receive(self) -> ToRank: ...
+
+    def send(self, message: StepOutputs, /) -> None: ...
+
+    def busy(self) -> AbstractContextManager[None]: ...
+
+
+class CoreLoop:
+    """Drives an engine core by what its replica asks."""
+
+    def __init__(self, core: EngineCore, link: Inbox) -> None:
+        self._core = core
+        self._link = link
+
+    def run(self) -> None:
+        """Never returns.
+
+        Raises:
+            ChannelClosedError: the replica or a rank is gone.
+        """
+        while True:
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait until there is something to do, do it, and tell the replica."""
+        messages = list(self._messages())
+        with self._link.busy():
+            outputs = [output for message in messages if (output := self._take_in(message))]
+            if self._core.has_work:
+                outputs += self._core.step()
+            self.report(outputs)
+
+    def report(self, outputs: list[EngineCoreOutput]) -> None:
+        """One frame, with the load as it is now."""
+        self._link.send(StepOutputs(EngineCoreOutputs(outputs, self._core.stats())))
+
+    def _messages(self) -> Iterator[ToRank]:
+        if not self._core.has_work:
+            yield self._link.receive()
+        while self._link.pending():
+            yield self._link.receive()
+
+    def _take_in(self, message: ToRank) -> EngineCoreOutput | None:
+        if isinstance(message, AddRequest):
+            return self._core.add(message.request)
+        if isinstance(message, AbortRequest):
+            self._core.abort(message.request_id)
+        return None

@@ -1,0 +1,187 @@
+"""rank_main: what a rank process does, from its first breath.
+
+    rank 0                              rank 1 ... N-1
+    listen for the others               -
+    greet the replica, get Start        greet the replica, get Start
+    let the others in                   dial rank 0
+    load, size and allocate the cache   the same (collective)
+    warm-up steps                       follow frames for ever
+    Ready, then CoreLoop for ever
+
+Owns that order, and the process edge: whatever goes wrong is logged once, reported to the replica
+and ends the process. Imports torch only inside a rank, after the rank's environment was set.
+"""
+
+import gc
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from cluster.batch import ModelRunnerOutput, SchedulerOutput, decode_scheduler_output
+from cluster.config import EngineConfig
+from cluster.engine.core_loop import CoreLoop
+from cluster.engine.core_messages import EngineFacts, Progress, Ready, Start
+from cluster.engine.engine_core import EngineCore
+from cluster.engine.kv_cache import KVCacheManager
+from cluster.engine.rank_link import RankLink
+from cluster.engine.scheduler import Scheduler, SchedulerConfig
+from cluster.request import EngineRequest, SamplingParams
+from cluster.worker.channel import (
+    Channel,
+    ChannelClosedError,
+    Listener,
+    join,
+)
+from cluster.worker.executor import GangExecutor
+from cluster.worker.gang import RankSpec
+
+COLLECTIVE_TIMEOUT_S = 600.0
+"""Behind the watch of steps; ranks may load at different speeds."""
+PEER_END_S = 0.25
+"""A collective fails a moment before the dead rank's channel ends."""
+
+_log = logging.getLogger(__name__)
+
+
+class RankWorker(Protocol):
+    """What a rank needs of `cluster.worker.worker.Worker`."""
+
+    @property
+    def facts(self) -> Any:
+        """Has at least the fields of EngineFacts."""
+
+    def load(self) -> None: ...
+
+    def num_kv_blocks(self) -> int: ...
+
+    def init_kv_cache(self, num_blocks: int) -> None: ...
+
+    def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput | None: ...
+
+
+MakeWorker = Callable[[RankSpec, str], RankWorker]
+"""(spec, rendezvous of the ranks) -> worker."""
+
+
+def main(spec: RankSpec) -> None:
+    """A rank with the real Worker."""
+    run_rank(spec, _torch_worker)
+
+
+def run_rank(spec: RankSpec, make_worker: MakeWorker) -> None:
+    """Be this rank until the replica or another rank is gone; then the process ends."""
+    link = RankLink(spec)
+    peers: dict[int, Channel] = {}
+    try:
+        if spec.rank == 0:
+            _lead(spec, link, peers, make_worker)
+        else:
+            _follow(spec, link, peers, make_worker)
+    except ChannelClosedError:
+        link.fail(_lost(peers) or "lost a connection")
+    except Exception as error:
+        lost = _lost(peers)
+        if lost is None:
+            _log.exception("rank %d failed", spec.rank)
+        link.fail(lost or f"{type(error).__name__}: {error}")
+
+
+def _lead(
+    spec: RankSpec, link: RankLink, peers: dict[int, Channel], make_worker: MakeWorker
+) -> None:
+    listener = Listener(_listening_address(spec, link))
+    start = link.greet(Start(listener.address, _rendezvous(spec, link)))
+    while len(peers) < spec.size - 1:
+        rank, channel = listener.accept(spec.token)
+        peers[rank] = channel
+    listener.close()
+    worker = _ready_worker(spec, link, start, make_worker)
+    facts = msgspec.convert(worker.facts, EngineFacts, from_attributes=True)
+    executor = GangExecutor(worker, list(peers.values()))
+    link.send(Progress("warming up"))
+    with link.busy():
+        _warm_up(_engine_core(spec.config, facts, executor))
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection between steps need walk it again
+    loop = CoreLoop(_engine_core(spec.config, facts, executor), link)
+    loop.report([])
+    link.send(Ready(facts))
+    loop.run()
+
+
+def _follow(
+    spec: RankSpec, link: RankLink, peers: dict[int, Channel], make_worker: MakeWorker
+) -> None:
+    start = link.greet(None)
+    channel = peers[0] = join(start.ranks_address, spec.token, spec.rank)
+    worker = _ready_worker(spec, link, start, make_worker)
+    gc.collect()
+    gc.freeze()
+    while True:
+        frame = channel.receive()
+        with link.busy():
+            worker.execute(decode_scheduler_output(frame))
+
+
+def _ready_worker(
+    spec: RankSpec, link: RankLink, start: Start, make_worker: MakeWorker
+) -> RankWorker:
+    worker = make_worker(spec, start.rendezvous)
+    if spec.rank == 0:
+        link.send(Progress("loading weights"))
+    worker.load()
+    worker.init_kv_cache(worker.num_kv_blocks())
+    return worker
+
+
+def _engine_core(config: EngineConfig, facts: EngineFacts, executor: GangExecutor) -> EngineCore:
+    limits = SchedulerConfig(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=facts.max_model_len,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+    )
+    kv = KVCacheManager(facts.num_kv_blocks, facts.block_size, config.enable_prefix_caching)
+    return EngineCore(Scheduler(limits, kv, frozenset(facts.eos_token_ids)), executor)
+
+
+def _warm_up(core: EngineCore) -> None:
+    """A prefill, a decode and a released row through all ranks, on books that are thrown away."""
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    core.add(EngineRequest("warm-up", [0, 0], params))
+    while core.has_work:
+        core.step()
+
+
+def _listening_address(spec: RankSpec, link: RankLink) -> str:
+    if spec.directory is not None:
+        return f"seqpacket://{spec.directory}/ranks.sock"
+    return f"tcp://{link.local_host}:0"
+
+
+def _rendezvous(spec: RankSpec, link: RankLink) -> str:
+    if spec.directory is not None:
+        return f"file://{spec.directory}/store"
+    with socket.create_server((link.local_host, 0)) as probe:
+        return f"tcp://{link.local_host}:{probe.getsockname()[1]}"
+
+
+def _lost(peers: dict[int, Channel]) -> str | None:
+    """The rank whose end explains an error here, if any."""
+    for rank, channel in peers.items():
+        if channel.hung_up(PEER_END_S / len(peers)):
+            return f"lost rank {rank}"
+    return None
+
+
+def _torch_worker(spec: RankSpec, rendezvous: str) -> RankWorker:
+    from cluster.device import Device
+    from cluster.model.parallel import TPGroup
+    from cluster.worker.worker import Worker
+
+    backend = Device.select(spec.config.device, spec.rank).collectives_backend
+    group = TPGroup.join(spec.rank, spec.size, rendezvous, backend, COLLECTIVE_TIMEOUT_S)
+    return Worker(spec.config, spec.rank, group)
