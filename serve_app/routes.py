@@ -6,13 +6,15 @@ route does is elsewhere. Runs under Ray Serve and under any ASGI server alike.
 """
 
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.chat_service import ChatService
-from serve_app.docs import install_docs
+from serve_app.docs import PUBLIC_PATHS as DOCS_PATHS
+from serve_app.docs import chat_route, install_docs
 from serve_app.http_errors import install_error_handlers
 from serve_app.metrics import ReplicaLoad
 from serve_app.openai import errors, sse
@@ -21,7 +23,7 @@ from serve_app.refusal_errors import api_error
 from serve_app.tenancy.admission import Identity
 from serve_app.tenancy.refusals import Refusal
 
-PUBLIC_PATHS = ("/health", "/ready", "/metrics", "/docs", "/redoc", "/openapi.json", "/static")
+PUBLIC_PATHS = ("/health", "/ready", "/metrics", *DOCS_PATHS)
 _COLD_START_S = 10.0
 
 
@@ -34,7 +36,14 @@ class ClusterView(NamedTuple):
 
 def create_app(service: ChatService, view: Callable[[], Awaitable[ClusterView]]) -> FastAPI:
     """The application. `view` raises StoreUnavailable when Redis does not answer."""
-    app = FastAPI(title="DeepRequest", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="DeepRequest",
+        version=version("deeprequest"),
+        description="DeepSeek R1 32B behind an OpenAI-compatible API.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     install_error_handlers(app)
     install_docs(app)
     app.include_router(_public(service, view))
@@ -83,7 +92,7 @@ def _guarded(service: ChatService) -> APIRouter:
             raise errors.model_not_found()
         return model_object(service)
 
-    @router.post("/chat/completions", tags=["Chat"], summary="Continue a conversation")
+    @router.post("/chat/completions", **chat_route(service.facts.id))
     async def chat_completions(request: Request, caller: Caller) -> Response:
         parsed = parse_chat_request(await request.body())
         reply = await service.begin(parsed, caller, _patience_s(request))
