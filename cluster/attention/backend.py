@@ -33,7 +33,7 @@ class AttentionMetadata:
     max_q: int
     max_k: int
     num_decode: int
-    """Leading requests with exactly one query."""
+    """Leading requests with exactly one query, longest `seq_lens_k` first."""
 
 
 class AttentionPlan(Protocol):

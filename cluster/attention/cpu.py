@@ -1,38 +1,43 @@
 """TorchAttention: paged attention in plain torch; the reference, and the CPU's own backend.
 
-Runs on any device. Decode rows are computed together: their pages are gathered, padded to the
-longest of their bucket and masked. Prefill chunks are computed one request at a time.
+Runs on any device. Decode rows are computed in tiles: the pages of neighbouring rows are gathered,
+padded to the longest of the tile and masked. A tile's keys and values fit a core's second-level
+cache, which halves the time of large batches; rows come longest first (see
+`AttentionMetadata.num_decode`), so padding stays small. Prefill chunks are computed one request at
+a time.
 
-    pages  2 |##|          rows of like length share a bucket (a power of two of pages), so that
-           2 |##|          padding never costs more than the work itself
-           9 |#########|   <- a bucket of its own
+    row  0 |#########################|     a long row is a tile of its own
+    -----------------------------------
+    row  1 |#######|
+    row  2 |######.|   . padding
+    row  3 |#####..|
 """
 
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.attention.backend import AttentionMetadata
 
+TILE_BYTES = 3 << 19
+"""Gathered keys and values of one decode tile (1.5 MiB)."""
 MASK_ELEMENTS = 1 << 22
 """Largest mask of one prefill tile (16 MiB in float32)."""
 
 
-class _Bucket(NamedTuple):
-    """Decode rows of like length."""
+class _Tile(NamedTuple):
+    """Neighbouring decode rows."""
 
-    rows: Tensor | None
-    """None: all decode rows, in order."""
+    start: int
+    stop: int
     pages: Tensor
-    """int32 [b * P], row after row."""
-    num_rows: int
+    """int32 [rows * P], row after row."""
     max_k: int
     mask: Tensor | None
-    """[b, 1, 1, max_k]: 0 or -inf; None: nothing to hide."""
+    """[rows, 1, 1, max_k]: 0 or -inf; None: nothing to hide."""
 
 
 class _Chunk(NamedTuple):
@@ -52,49 +57,45 @@ class TorchAttention:
     name = "cpu"
     capture_ok = False
 
-    def __init__(self, block_size: int, dtype: torch.dtype) -> None:
-        """`dtype` of queries, keys and values."""
+    def __init__(self, block_size: int, kv_width: int, dtype: torch.dtype) -> None:
+        """`kv_width`: K * H of one rank; `dtype` of queries, keys and values."""
         self.block_size = block_size
         self.dtype = dtype
+        self._tile_tokens = max(1, TILE_BYTES // (2 * kv_width * dtype.itemsize))
 
     def plan(self, metadata: AttentionMetadata) -> "TorchPlan":
-        """Sort the step's rows into buckets and chunks and build their masks."""
+        """Cut the step into tiles and chunks and build their masks."""
         lengths = metadata.seq_lens_k.tolist()
         return TorchPlan(
             metadata.slot_mapping,
-            self._buckets(metadata, lengths[: metadata.num_decode]),
+            self._tiles(metadata, lengths[: metadata.num_decode]),
             self._chunks(metadata, lengths),
         )
 
-    def _buckets(self, metadata: AttentionMetadata, lengths: list[int]) -> list[_Bucket]:
-        if not lengths:
-            return []
-        pages = -(-np.array(lengths) // self.block_size)
-        if int(pages.max()) * len(lengths) <= 2 * int(pages.sum()):
-            return [self._bucket(metadata, None, max(lengths), min(lengths))]
-        classes = np.ceil(np.log2(pages)).astype(np.int64)
-        found = []
-        for size_class in np.unique(classes):
-            rows = np.flatnonzero(classes == size_class)
-            inside = [lengths[row] for row in rows]
-            index = torch.from_numpy(rows).to(metadata.block_table.device)
-            found.append(self._bucket(metadata, index, max(inside), min(inside)))
-        return found
+    def _tiles(self, metadata: AttentionMetadata, lengths: list[int]) -> list[_Tile]:
+        tiles, start, longest = [], 0, 0
+        for row, length in enumerate(lengths):
+            longer = max(longest, length)
+            if row > start and longer * (row + 1 - start) > self._tile_tokens:
+                tiles.append(self._tile(metadata, start, row, lengths[start:row]))
+                start, longer = row, length
+            longest = longer
+        if lengths:
+            tiles.append(self._tile(metadata, start, len(lengths), lengths[start:]))
+        return tiles
 
-    def _bucket(
-        self, metadata: AttentionMetadata, rows: Tensor | None, max_k: int, min_k: int
-    ) -> _Bucket:
-        num_pages = -(-max_k // self.block_size)
-        decode = metadata.num_decode
-        table = metadata.block_table[:decode, :num_pages]
-        lengths = metadata.seq_lens_k[:decode]
-        if rows is not None:
-            table, lengths = table[rows], lengths[rows]
-        mask = None
-        if min_k < max_k:
-            hidden = torch.arange(max_k, device=lengths.device) >= lengths.unsqueeze(1)
-            mask = self._mask(hidden).view(-1, 1, 1, max_k)
-        return _Bucket(rows, table.reshape(-1), len(lengths), max_k, mask)
+    def _tile(
+        self, metadata: AttentionMetadata, start: int, stop: int, lengths: list[int]
+    ) -> _Tile:
+        max_k = max(lengths)
+        pages = metadata.block_table[start:stop, : -(-max_k // self.block_size)].reshape(-1)
+        if min(lengths) == max_k:
+            return _Tile(start, stop, pages, max_k, None)
+        ends = metadata.seq_lens_k[start:stop].unsqueeze(1)
+        hidden = torch.arange(max_k, device=pages.device) >= ends
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=pages.device)
+        mask = mask.masked_fill_(hidden, -math.inf).view(-1, 1, 1, max_k)
+        return _Tile(start, stop, pages, max_k, mask)
 
     def _chunks(self, metadata: AttentionMetadata, lengths: list[int]) -> list[_Chunk]:
         if metadata.num_decode == len(lengths):
@@ -110,17 +111,13 @@ class TorchAttention:
             chunks.append(_Chunk(start, stop, pages, num_k, mask))
         return chunks
 
-    def _mask(self, hidden: Tensor) -> Tensor:
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
-        return mask.masked_fill_(hidden, -math.inf)
-
 
 class TorchPlan:
     """One step's gathers and masks."""
 
-    def __init__(self, slots: Tensor, buckets: list[_Bucket], chunks: list[_Chunk]) -> None:
+    def __init__(self, slots: Tensor, tiles: list[_Tile], chunks: list[_Chunk]) -> None:
         self._slots = slots
-        self._buckets = buckets
+        self._tiles = tiles
         self._chunks = chunks
 
     def store_kv(self, kv_layer: Tensor, k: Tensor, v: Tensor) -> None:
@@ -131,14 +128,11 @@ class TorchPlan:
 
     def attend(self, kv_layer: Tensor, q: Tensor) -> Tensor:
         """Causal attention of [T, N, H] over the stored keys and values -> [T, N, H]."""
-        if not self._chunks and self._buckets[0].rows is None:
-            return _decode(self._buckets[0], kv_layer, q)
+        if not self._chunks and len(self._tiles) == 1:
+            return _decode(self._tiles[0], kv_layer, q)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        for bucket in self._buckets:
-            if bucket.rows is None:
-                out[: bucket.num_rows] = _decode(bucket, kv_layer, q[: bucket.num_rows])
-            else:
-                out[bucket.rows] = _decode(bucket, kv_layer, q[bucket.rows])
+        for tile in self._tiles:
+            out[tile.start : tile.stop] = _decode(tile, kv_layer, q[tile.start : tile.stop])
         for chunk in self._chunks:
             queries = q[chunk.start : chunk.stop]
             out[chunk.start : chunk.stop] = _prefill(chunk, kv_layer, queries)
@@ -154,12 +148,13 @@ def _gather(kv_layer: Tensor, pages: Tensor, rows: int) -> tuple[Tensor, Tensor]
     return keys.transpose(1, 2), values.transpose(1, 2)
 
 
-def _decode(bucket: _Bucket, kv_layer: Tensor, q: Tensor) -> Tensor:
+def _decode(tile: _Tile, kv_layer: Tensor, q: Tensor) -> Tensor:
     """One query per row: the G query heads of a kv head stand where queries usually stand."""
-    keys, values = _gather(kv_layer, bucket.pages, bucket.num_rows)
-    grouped = q.reshape(bucket.num_rows, keys.shape[1], -1, q.shape[-1])
+    rows, _, head_dim = q.shape
+    keys, values = _gather(kv_layer, tile.pages, rows)
+    grouped = q.reshape(rows, keys.shape[1], -1, head_dim)
     out = F.scaled_dot_product_attention(
-        grouped, keys[:, :, : bucket.max_k], values[:, :, : bucket.max_k], attn_mask=bucket.mask
+        grouped, keys[:, :, : tile.max_k], values[:, :, : tile.max_k], attn_mask=tile.mask
     )
     return out.reshape(q.shape)
 

@@ -83,9 +83,11 @@ class TPGroup:
         """Every rank's `x` side by side along the last dimension, rank 0 first."""
         if self.size == 1:
             return x
-        gathered = torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
-        self._process_group._allgather_base(gathered, x.contiguous()).wait()
-        return torch.cat(gathered.unbind(0), dim=-1)
+        gathered = torch.empty(self.size * x.numel(), dtype=x.dtype, device=x.device)
+        self._process_group._allgather_base(gathered, x.reshape(-1)).wait()
+        if x.dim() == 1:
+            return gathered
+        return torch.cat(gathered.view(self.size, *x.shape).unbind(0), dim=-1)
 
     def close(self) -> None:
         """Leave the group; collectives fail afterwards."""

@@ -142,8 +142,8 @@ class InputBatch:
         frame_counts = np.array([s.num_tokens for s in scheduled])
         samples = np.array([s.samples for s in scheduled])
         self._check_step(frame_rows, frame_starts, frame_counts, samples)
-        # rows with one query first, each group in the frame's order
-        order = np.argsort(frame_counts > 1, kind="stable")
+        # rows with one query first, and the longest first: neighbours then pad little
+        order = np.lexsort((-(frame_starts + frame_counts), frame_counts > 1))
         rows, starts, counts = frame_rows[order], frame_starts[order], frame_counts[order]
 
         positions = _spans(starts, counts)

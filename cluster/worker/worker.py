@@ -101,7 +101,8 @@ class Worker:
             if config.pin_ranks and not self.device.pin_cores(rank, config.threads_per_rank):
                 _log.warning("rank %d is not pinned: too few cores", rank)
         self._dtype = self.device.dtype(config.dtype)
-        self._backend = _attention_backend(config, self.device, self._dtype)
+        kv_width = self.model_config.num_kv_heads // group.size * self.model_config.head_dim
+        self._backend = _attention_backend(config, self.device, kv_width, self._dtype)
         self._num_real_tokens = _num_real_tokens(self._model_dir, self.model_config.vocab_size)
         self._weight_bytes = 0
         self._model: Qwen2 | None = None
@@ -239,7 +240,7 @@ class Worker:
 
 
 def _attention_backend(
-    config: EngineConfig, device: Device, dtype: torch.dtype
+    config: EngineConfig, device: Device, kv_width: int, dtype: torch.dtype
 ) -> AttentionBackend:
     """The backend of the config's name.
 
@@ -247,7 +248,7 @@ def _attention_backend(
         ValueError: it does not exist for this device.
     """
     if config.attention_backend in ("auto", "cpu"):
-        return TorchAttention(config.block_size, dtype)
+        return TorchAttention(config.block_size, kv_width, dtype)
     raise ValueError(
         f"attention_backend {config.attention_backend!r} is not available on {device.name}: "
         "use 'auto'"
