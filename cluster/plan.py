@@ -85,7 +85,7 @@ def check_tensor_parallel_size(shape: ModelShape, size: int) -> None:
         )
 
 
-def weight_bytes(shape: ModelShape, tp: int, precision: Precision = Precision()) -> int:  # noqa: B008
+def weight_bytes(shape: ModelShape, tp: int, precision: Precision = Precision()) -> int:
     """Bytes of one rank's weights: a `tp`-th of the matrices, and all norms."""
     linear = shape.num_layers * shape.layer_linear_params * precision.linear
     other = (shape.num_layers * shape.layer_bias_params + shape.embedding_params) * precision.other
@@ -102,6 +102,14 @@ def kv_room(
 ) -> int:
     """Bytes left for KV: the share of the device we may use, less weights and working memory."""
     return max(0, int(utilization * device_bytes) - weights - overhead)
+
+
+def kv_tokens(
+    shape: ModelShape, device: Device, tp: int, precision: Precision = Precision()
+) -> int:
+    """Tokens, of all requests together, that `tp` such devices have room for."""
+    room = kv_room(device.memory_bytes, weight_bytes(shape, tp, precision))
+    return room // kv_bytes_per_token(shape, tp, precision.kv)
 
 
 def num_kv_blocks(room_bytes: int, token_bytes: int, block_size: int) -> int:
@@ -156,7 +164,7 @@ def decode_seconds(
     *,
     batch: int,
     context: int,
-    precision: Precision = Precision(),  # noqa: B008
+    precision: Precision = Precision(),
     all_reduce_seconds: float = 0.0,
 ) -> float:
     """The least time of a decode step: reading weights and KV, or computing, then all-reduces.
@@ -172,33 +180,6 @@ def decode_seconds(
     compute = 2 * batch * (linears + lm_head) / tp / device.flops
     all_reduces = (2 * shape.num_layers + 1) * all_reduce_seconds if tp > 1 else 0.0
     return max(read / device.bytes_per_second, compute) + all_reduces
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What one number of ranks gives."""
-
-    tensor_parallel_size: int
-    weight_bytes: int
-    kv_bytes_per_token: int
-    kv_tokens: int
-    """Tokens of all requests together; also the longest sequence, were it alone."""
-
-
-def plan(
-    shape: ModelShape,
-    device: Device,
-    tp: int,
-    precision: Precision = Precision(),  # noqa: B008
-) -> Plan:
-    """The memory plan of `tp` such devices.
-
-    Raises:
-        ValueError: `tp` does not divide the model.
-    """
-    check_tensor_parallel_size(shape, tp)
-    weights, token = weight_bytes(shape, tp, precision), kv_bytes_per_token(shape, tp, precision.kv)
-    return Plan(tp, weights, token, kv_room(device.memory_bytes, weights) // token)
 
 
 def _undivided(shape: ModelShape, size: int) -> list[str]:

@@ -1,0 +1,309 @@
+"""A worker made of paper, and a world in which every request's answer is known beforehand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from cluster.batch import (
+    ModelRunnerOutput,
+    ScheduledRow,
+    SchedulerOutput,
+    StartedRow,
+    decode_scheduler_output,
+    encode,
+)
+from cluster.engine.engine_core import EngineCore
+from cluster.engine.kv_cache import KVCacheManager
+from cluster.engine.scheduler import NUMERIC_ERROR, Scheduler, SchedulerConfig
+from cluster.request import EngineCoreOutput, EngineRequest, FinishReason, SamplingParams
+
+EOS = 7
+VOCAB_SIZE = 23
+
+
+def absorb(state: int, token_id: int) -> int:
+    """The 'KV' of a token: it depends on the token and on all before it, like the real one."""
+    mixed = (state * 6364136223846793005 + token_id + 1442695040888963407) % 2**64
+    return mixed ^ (mixed >> 29)
+
+
+def draw(state: int, num_output_tokens: int, params: SamplingParams) -> int | None:
+    """The next token, a pure function of all known tokens; None when the numbers went wrong."""
+    if (state >> 17) % 211 == 0:
+        return None
+    token_id = (state >> 33) % VOCAB_SIZE
+    if token_id == EOS and num_output_tokens < params.min_tokens:
+        return EOS + 1
+    return token_id
+
+
+@dataclass
+class Answer:
+    """All a request gets."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+
+
+def undisturbed(request: EngineRequest) -> Answer:
+    """The answer of a machine that has one request, all memory and no cache."""
+    params, state, answer = request.params, 0, Answer()
+    for token_id in request.prompt_token_ids:
+        state = absorb(state, token_id)
+    while True:
+        drawn = draw(state, len(answer.token_ids), params)
+        if drawn is None:
+            answer.finish_reason, answer.error = FinishReason.ERROR, NUMERIC_ERROR
+            return answer
+        answer.token_ids.append(drawn)
+        state = absorb(state, drawn)
+        enough = len(answer.token_ids) >= params.min_tokens
+        if enough and drawn == EOS and not params.ignore_eos:
+            answer.finish_reason = FinishReason.STOP
+            return answer
+        if enough and drawn in params.stop_token_ids:
+            answer.finish_reason, answer.stop_reason = FinishReason.STOP, drawn
+            return answer
+        if len(answer.token_ids) == params.max_tokens:
+            answer.finish_reason = FinishReason.LENGTH
+            return answer
+
+
+@dataclass
+class MirroredRow:
+    token_ids: list[int]
+    block_ids: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    num_computed: int | None = None
+
+
+class PaperExecutor:
+    """Mirrors rows from frames as a worker does, and doubts every frame.
+
+    `memory[block][offset]` is what was written there; a row may only compute when all positions
+    before it hold exactly what its own tokens would have written.
+    """
+
+    def __init__(self, config: SchedulerConfig, num_blocks: int, block_size: int) -> None:
+        self.config = config
+        self.block_size = block_size
+        self.memory = [[-1] * block_size for _ in range(num_blocks)]
+        self.rows: dict[int, MirroredRow] = {}
+        self.frames: list[SchedulerOutput] = []
+        self.paused = False
+
+    def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput:
+        frame = decode_scheduler_output(encode(frame))
+        self.frames.append(frame)
+        self._mirror(frame)
+        self._check_shares(frame)
+        answer = ModelRunnerOutput(frame.step, [], [])
+        for share in frame.scheduled:
+            state = self._compute(share)
+            if share.samples:
+                self._draw(share, state, answer)
+        return answer
+
+    def _mirror(self, frame: SchedulerOutput) -> None:
+        for row in frame.released:
+            del self.rows[row]
+        for started in frame.started:
+            self._start(started)
+        for appended in frame.appended:
+            mirrored = self.rows[appended.row]
+            mirrored.token_ids += appended.token_ids
+            mirrored.block_ids += appended.block_ids
+        for mirrored in self.rows.values():
+            assert len(set(mirrored.block_ids)) == len(mirrored.block_ids)
+            assert all(0 < block_id < len(self.memory) for block_id in mirrored.block_ids)
+
+    def _start(self, started: StartedRow) -> None:
+        assert started.row not in self.rows, "the row is taken"
+        assert 0 <= started.row < self.config.max_num_seqs
+        self.rows[started.row] = MirroredRow(
+            started.token_ids, started.block_ids, started.num_prompt_tokens, started.params
+        )
+        needed = -(-len(started.token_ids) // self.block_size)
+        assert len(started.block_ids) == needed, "a prompt is admitted whole"
+
+    def _check_shares(self, frame: SchedulerOutput) -> None:
+        rows = [share.row for share in frame.scheduled]
+        assert len(set(rows)) == len(rows)
+        assert all(share.num_tokens > 0 for share in frame.scheduled)
+        within = frame.total_tokens <= self.config.max_num_batched_tokens
+        if self.config.enable_chunked_prefill:
+            assert within
+            assert set(rows) == set(self.rows), "a running request was left out"
+            return
+        assert within or len(rows) == 1, "only a prompt alone may exceed the budget"
+        assert all(share.samples for share in frame.scheduled), "a prompt was cut in chunks"
+        was_paused, self.paused = self.paused, set(rows) != set(self.rows)
+        assert not (was_paused and self.paused), "the running waited twice in a row"
+
+    def _compute(self, share: ScheduledRow) -> int:
+        mirrored = self.rows[share.row]
+        end = share.num_computed + share.num_tokens
+        assert end <= len(mirrored.token_ids) <= len(mirrored.block_ids) * self.block_size
+        assert share.samples == (end == len(mirrored.token_ids))
+        if mirrored.num_computed is None:
+            assert share.num_computed % self.block_size == 0, "a hit is whole blocks"
+        else:
+            assert share.num_computed == mirrored.num_computed, "positions are contiguous"
+        mirrored.num_computed = end
+        others = {
+            block_id
+            for row, other in self.rows.items()
+            if row != share.row
+            for block_id in other.block_ids
+        }
+        state = 0
+        for position, token_id in enumerate(mirrored.token_ids[:end]):
+            state = absorb(state, token_id)
+            block_id = mirrored.block_ids[position // self.block_size]
+            if position >= share.num_computed:
+                assert block_id not in others, "a shared block was written"
+                self.memory[block_id][position % self.block_size] = state
+            held = self.memory[block_id][position % self.block_size]
+            assert held == state, f"row {share.row} reads another prefix at {position}"
+        return state
+
+    def _draw(self, share: ScheduledRow, state: int, answer: ModelRunnerOutput) -> None:
+        mirrored = self.rows[share.row]
+        num_output_tokens = len(mirrored.token_ids) - mirrored.num_prompt_tokens
+        token_id = draw(state, num_output_tokens, mirrored.params)
+        if token_id is None:
+            answer.failed_rows.append(share.row)
+        else:
+            answer.rows.append(share.row)
+            answer.token_ids.append(token_id)
+
+
+class World:
+    """An engine core on paper, whose every output is compared with the undisturbed answer."""
+
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int = 4,
+        max_num_batched_tokens: int = 16,
+        max_model_len: int = 64,
+        enable_chunked_prefill: bool = True,
+        num_blocks: int = 33,
+        block_size: int = 4,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.config = SchedulerConfig(
+            max_num_seqs, max_num_batched_tokens, max_model_len, enable_chunked_prefill
+        )
+        self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching)
+        self.scheduler = Scheduler(self.config, self.kv, frozenset({EOS}))
+        self.executor = PaperExecutor(self.config, num_blocks, block_size)
+        self.core = EngineCore(self.scheduler, self.executor)
+        self.asked: dict[str, EngineRequest] = {}
+        self.answers: dict[str, Answer] = {}
+        self.cached: dict[str, int] = {}
+        self.live: set[str] = set()
+        self.num_steps = 0
+        self._num_asked = 0
+
+    def ask(self, prompt: list[int], salt: bytes = b"", **params: object) -> str:
+        """Add a request that may be impossible; its id."""
+        request_id = f"r{self._num_asked}"
+        self._num_asked += 1
+        settings = SamplingParams(**params)  # type: ignore[arg-type]
+        request = EngineRequest(request_id, prompt, settings, salt)
+        self.asked[request_id] = request
+        self.answers[request_id] = Answer()
+        refusal = self.core.add(request)
+        assert (refusal is None) == self.possible(request)
+        if refusal is None:
+            self.live.add(request_id)
+        else:
+            assert refusal.finish_reason is FinishReason.ERROR
+            self.answers[request_id] = Answer([], refusal.finish_reason, None, refusal.error)
+        return request_id
+
+    def possible(self, request: EngineRequest) -> bool:
+        most = len(request.prompt_token_ids) + request.params.max_tokens
+        places = (len(self.executor.memory) - 1) * self.executor.block_size
+        within = most <= self.config.max_model_len and most - 1 <= places
+        return bool(request.prompt_token_ids) and within
+
+    def abort(self, request_id: str) -> None:
+        assert self.core.abort(request_id) == (request_id in self.live)
+        self.live.discard(request_id)
+        self.scheduler.check_integrity()
+
+    def step(self, abort_meanwhile: str | None = None) -> list[EngineCoreOutput]:
+        """One step; perhaps with an abort while the workers compute."""
+        self.num_steps += 1
+        frame = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        computed = self.executor.execute(frame)
+        if abort_meanwhile is not None:
+            self.abort(abort_meanwhile)
+        outputs = self.scheduler.update(frame, computed)
+        for output in outputs:
+            self._receive(output)
+        self._check()
+        return outputs
+
+    def drain(self) -> None:
+        """Step until nothing is left, which must come; every answer is then complete."""
+        patience = 200 + sum(2 * len(self.asked[name].prompt_token_ids) for name in self.live)
+        patience += sum(20 * self.asked[name].params.max_tokens for name in self.live)
+        while self.core.has_work:
+            self.step()
+            patience -= 1
+            assert patience, "the engine does not come to an end"
+        stats = self.core.stats()
+        assert not self.live
+        assert not self.executor.rows
+        assert (stats.running, stats.waiting, stats.waiting_tokens, stats.running_tokens) == (
+            (0,) * 4
+        )
+        assert stats.kv_free_blocks == stats.kv_total_blocks
+
+    def _receive(self, output: EngineCoreOutput) -> None:
+        assert output.request_id in self.live, "an output for a request that is gone"
+        request, answer = self.asked[output.request_id], self.answers[output.request_id]
+        answer.token_ids += output.new_token_ids
+        cached = self.cached.setdefault(output.request_id, output.num_cached_tokens)
+        assert cached == output.num_cached_tokens < len(request.prompt_token_ids)
+        assert cached % self.executor.block_size == 0
+        assert self.kv.enable_prefix_caching or cached == 0
+        expected = undisturbed(request)
+        if output.finish_reason is None:
+            length = len(answer.token_ids)
+            assert length < len(expected.token_ids) or expected.error is not None
+            assert answer.token_ids == expected.token_ids[:length]
+            return
+        answer.finish_reason, answer.stop_reason = output.finish_reason, output.stop_reason
+        answer.error = output.error
+        self.live.remove(output.request_id)
+        assert answer == expected
+
+    def _check(self) -> None:
+        self.scheduler.check_integrity()
+        stats = self.core.stats()
+        running = [
+            row for row in self.executor.rows.values() if row.num_computed is not None
+        ]  # rows that left in this step are released by the next frame only
+        assert stats.running <= len(running)
+        assert stats.running + stats.waiting == len(self.live)
+        assert 0 <= stats.kv_cached_blocks <= stats.kv_free_blocks <= stats.kv_total_blocks
+        assert stats.prefix_hit_tokens <= stats.prompt_tokens
+
+
+@pytest.fixture
+def make_world() -> Callable[..., World]:
+    return World
+
+
+@pytest.fixture
+def undisturbed_answer() -> Callable[[EngineRequest], Answer]:
+    return undisturbed
