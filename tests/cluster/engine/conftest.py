@@ -125,7 +125,10 @@ class PaperExecutor:
         assert started.row not in self.rows, "the row is taken"
         assert 0 <= started.row < self.config.max_num_seqs
         self.rows[started.row] = MirroredRow(
-            started.token_ids, started.block_ids, started.num_prompt_tokens, started.params
+            list(started.token_ids),
+            list(started.block_ids),
+            started.num_prompt_tokens,
+            started.params,
         )
         needed = -(-len(started.token_ids) // self.block_size)
         assert len(started.block_ids) == needed, "a prompt is admitted whole"
