@@ -18,6 +18,7 @@ import itertools
 import secrets
 import struct
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import msgspec
 
@@ -122,8 +123,8 @@ class _Frames(asyncio.Protocol):
         self._buffer = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # A cast, not an isinstance: uvloop's transports are no subclasses of asyncio's.
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -33,7 +33,8 @@ class LocalCluster:
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._directory = Path(tempfile.mkdtemp(prefix="deeprequest-"))
+        # Unix sockets lie below: HAProxy adds 72 characters and allows 97 in all.
+        self._directory = Path(tempfile.mkdtemp(prefix="dr-", dir="/tmp"))
 
     def start(self) -> None:
         """Bring up Ray, Serve's controller and HAProxy on the public port."""
@@ -93,7 +94,7 @@ class LocalCluster:
 
     def _environment(self) -> dict[str, str]:
         """Ray reads these when it is imported; its child processes inherit them."""
-        haproxy = self._directory / "haproxy"
+        haproxy = self._directory / "h"
         base = _free_port_range(self._port)
         half = _PORTS_PER_INSTANCE // 2
         settings = {
@@ -119,6 +120,7 @@ class LocalCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
         }
 
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import msgspec
 
@@ -68,7 +69,8 @@ class _Link(asyncio.Protocol):
         self.missed_beats = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # A cast, not an isinstance: uvloop's transports are no subclasses of asyncio's.
+        transport = cast(asyncio.Transport, transport)
         self._transport = transport
         self._client.transports.add(transport)
         self._greeting = asyncio.get_running_loop().call_later(JOIN_TIMEOUT_S, self.close)
