@@ -15,6 +15,7 @@ and ends the process. Imports torch only inside a rank, after the rank's environ
 import gc
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -42,6 +43,8 @@ COLLECTIVE_TIMEOUT_S = 600.0
 """Behind the watch of steps; ranks may load at different speeds."""
 PEER_END_S = 0.25
 """A collective fails a moment before the dead rank's channel ends."""
+HEARSAY_S = 0.5
+"""How long a rank leaves it to the replica to find out itself what became of another rank."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,13 +83,13 @@ def run_rank(spec: RankSpec, make_worker: MakeWorker) -> None:
             _lead(spec, link, peers, make_worker)
         else:
             _follow(spec, link, peers, make_worker)
-    except ChannelClosedError:
-        link.fail(_lost(peers) or "lost a connection")
     except Exception as error:
         lost = _lost(peers)
-        if lost is None:
+        if lost is None and not isinstance(error, ChannelClosedError):
             _log.exception("rank %d failed", spec.rank)
-        link.fail(lost or f"{type(error).__name__}: {error}")
+            link.fail(f"{type(error).__name__}: {error}")
+        time.sleep(HEARSAY_S)  # normally the replica knows, and ends this process meanwhile
+        link.fail(lost or str(error))
 
 
 def _lead(
@@ -99,6 +102,8 @@ def _lead(
         peers[rank] = channel
     listener.close()
     worker = _ready_worker(spec, link, start, make_worker)
+    for channel in peers.values():
+        channel.receive()  # it is ready, too
     facts = msgspec.convert(worker.facts, EngineFacts, from_attributes=True)
     executor = GangExecutor(worker, list(peers.values()))
     link.send(Progress("warming up"))
@@ -120,6 +125,7 @@ def _follow(
     worker = _ready_worker(spec, link, start, make_worker)
     gc.collect()
     gc.freeze()
+    channel.send(b"")
     while True:
         frame = channel.receive()
         with link.busy():

@@ -1,0 +1,88 @@
+"""Every rank computes the same frame, and rank 0's answer is the answer."""
+
+import socket
+import threading
+
+import pytest
+
+from cluster.batch import (
+    ModelRunnerOutput,
+    ScheduledRow,
+    SchedulerOutput,
+    StartedRow,
+    decode_scheduler_output,
+)
+from cluster.request import SamplingParams
+from cluster.worker.channel import ChannelClosedError, PacketChannel
+from cluster.worker.executor import GangExecutor, InlineExecutor
+
+PROMPT = list(range(131_072))
+FRAME = SchedulerOutput(
+    step=4,
+    released=[2],
+    started=[StartedRow(0, PROMPT, len(PROMPT), list(range(1, 8193)), SamplingParams())],
+    appended=[],
+    scheduled=[ScheduledRow(0, 0, len(PROMPT), samples=True)],
+)
+
+
+class Notes:
+    """A worker that notes its frames."""
+
+    def __init__(self, answers: bool) -> None:
+        self.frames: list[SchedulerOutput] = []
+        self._answers = answers
+
+    def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput | None:
+        self.frames.append(frame)
+        return ModelRunnerOutput(frame.step, [0], [7]) if self._answers else None
+
+
+def channels() -> tuple[PacketChannel, PacketChannel]:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return PacketChannel(left), PacketChannel(right)
+
+
+def test_one_rank_answers_inline() -> None:
+    executor = InlineExecutor(Notes(answers=True))
+    assert executor.execute(FRAME) == ModelRunnerOutput(4, [0], [7])
+    executor.close()
+
+
+def test_a_worker_without_an_answer_cannot_be_rank_0() -> None:
+    with pytest.raises(RuntimeError, match="rank 0"):
+        InlineExecutor(Notes(answers=False)).execute(FRAME)
+
+
+def test_every_rank_gets_the_same_frame_even_a_large_one() -> None:
+    pairs = [channels() for _ in range(3)]
+    received: list[SchedulerOutput] = []
+
+    def follow(channel: PacketChannel) -> None:
+        received.append(decode_scheduler_output(channel.receive(30)))
+
+    followers = [threading.Thread(target=follow, args=(there,)) for _, there in pairs]
+    for follower in followers:
+        follower.start()
+    worker = Notes(answers=True)
+    executor = GangExecutor(worker, [here for here, _ in pairs])
+    assert executor.execute(FRAME).token_ids == [7]
+    for follower in followers:
+        follower.join()
+    assert received == [FRAME] * 3
+    assert worker.frames == [FRAME]
+    executor.close()
+    for _, there in pairs:
+        with pytest.raises(ChannelClosedError):
+            there.receive()
+        there.close()
+
+
+def test_a_lost_rank_is_an_error_before_anything_is_computed() -> None:
+    here, there = channels()
+    there.close()
+    worker = Notes(answers=True)
+    with pytest.raises(ChannelClosedError):
+        GangExecutor(worker, [here]).execute(FRAME)
+    assert not worker.frames
+    here.close()
