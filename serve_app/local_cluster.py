@@ -8,6 +8,7 @@ KubeRay, not here.
 
 import contextlib
 import ctypes
+import logging
 import os
 import secrets
 import shutil
@@ -55,6 +56,7 @@ class LocalCluster:
             configure_logging=True,
             logging_level="ERROR",
         )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": self._host, "port": self._port},
@@ -117,6 +119,7 @@ class LocalCluster:
         }
         return {f"RAY_SERVE_{name}": str(value) for name, value in settings.items()} | {
             "HOME": str(self._directory),
+            "TMPDIR": str(self._directory),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",

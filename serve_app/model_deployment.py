@@ -6,6 +6,7 @@ engine is dead, so that Ray Serve starts another. Knows no HTTP, no keys and no 
 """
 
 import asyncio
+import contextlib
 import os
 from collections import defaultdict
 from typing import Any
@@ -27,6 +28,7 @@ from serve_app.tenancy.store import Store
 log = structlog.get_logger(__name__)
 
 _FLUSH_S = 0.2
+_STOP_S = 2.0
 
 
 class _Running:
@@ -125,5 +127,8 @@ class ModelDeployment:
         log.error("the engine is dead; this replica ends", reason=reason)
         await self._report.leave()
         await self._links.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                await self._engine.stop()
         await asyncio.sleep(_FLUSH_S)
         os._exit(1)

@@ -7,6 +7,7 @@ not 1 and "1" is not 1. A null field is a field left out.
 
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
@@ -33,6 +34,8 @@ DEFAULT_MAX_TOKENS = 100
 MAX_TOKENS = 32_768
 MAX_MESSAGES = 2_048
 MAX_PARTS = 2_048
+"""Content parts of all messages together."""
+MAX_METADATA = 16
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_IGNORED_NAMES = 20
@@ -192,7 +195,9 @@ class ChatCompletionRequest(_Strict):
     user: Identifier | None = None
     safety_identifier: Identifier | None = None
     metadata: (
-        Annotated[dict[MetadataKey, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
+        Annotated[
+            dict[MetadataKey, Annotated[str, Field(max_length=512)]], Field(max_length=MAX_METADATA)
+        ]
         | None
     ) = None
 
@@ -267,7 +272,7 @@ def parse_chat_request(body: bytes) -> ParsedRequest:
     """
     fields = _json_object(body)
     take_unsupported(fields)
-    _check_length(fields.get("messages"))
+    _check_lengths(fields)
     try:
         request = ChatCompletionRequest.model_validate(fields)
     except ValidationError as error:
@@ -288,11 +293,23 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _check_length(messages: Any) -> None:
-    """Counts before looking at any of them."""
-    if isinstance(messages, list) and len(messages) > MAX_MESSAGES:
-        message = f"Invalid value for 'messages': must have at most {MAX_MESSAGES} entries."
-        raise invalid_value("messages", message)
+def _check_lengths(fields: dict[str, Any]) -> None:
+    """Counts before anything is looked at: a refusal of a flood must be cheap."""
+    messages, metadata = fields.get("messages"), fields.get("metadata")
+    if isinstance(messages, list):
+        _at_most("messages", len(messages), MAX_MESSAGES, "entries")
+        contents = (message.get("content") for message in messages if isinstance(message, dict))
+        parts = sum(len(content) for content in contents if isinstance(content, list))
+        _at_most("messages", parts, MAX_PARTS, "content parts in total")
+    if isinstance(metadata, dict):
+        _at_most("metadata", len(metadata), MAX_METADATA, "entries")
+
+
+def _at_most(param: str, count: int, limit: int, noun: str) -> None:
+    if count > limit:
+        raise invalid_value(
+            param, f"Invalid value for '{param}': must have at most {limit} {noun}."
+        )
 
 
 def _check_together(request: ChatCompletionRequest) -> None:
@@ -306,23 +323,27 @@ def _check_together(request: ChatCompletionRequest) -> None:
 
 def _ignored(request: ChatCompletionRequest) -> tuple[str, ...]:
     """Names of unknown fields, each once, made safe for a header."""
-    names = [*_extras(request)]
-    for prefix, part in (
-        ("stream_options", request.stream_options),
-        ("reasoning", request.reasoning),
-    ):
-        names += [f"{prefix}.{name}" for name in _extras(part)]
+    names: dict[str, None] = {}
+    for name in _unknown_names(request):
+        names[_NOT_TOKEN.sub("_", name[:_MAX_NAME_CHARS]) or "_"] = None
+        if len(names) == MAX_IGNORED_NAMES:
+            break
+    return tuple(names)
+
+
+def _unknown_names(request: ChatCompletionRequest) -> Iterator[str]:
+    yield from _extras(request, "")
+    yield from _extras(request.stream_options, "stream_options.")
+    yield from _extras(request.reasoning, "reasoning.")
     for message in request.messages:
-        names += [f"messages.{name}" for name in _extras(message)]
-        parts = message.content if isinstance(message.content, list) else ()
-        names += [f"messages.content.{name}" for part in parts for name in _extras(part)]
-    safe = (_NOT_TOKEN.sub("_", name[:_MAX_NAME_CHARS]) or "_" for name in names)
-    return tuple(dict.fromkeys(safe))[:MAX_IGNORED_NAMES]
+        yield from _extras(message, "messages.")
+        for part in message.content if isinstance(message.content, list) else ():
+            yield from _extras(part, "messages.content.")
 
 
-def _extras(part: _Strict | None) -> list[str]:
+def _extras(part: _Strict | None, prefix: str) -> Iterator[str]:
     extra = part.model_extra if part is not None else None
-    return [name for name, value in (extra or {}).items() if value is not None]
+    return (f"{prefix}{name}" for name, value in (extra or {}).items() if value is not None)
 
 
 KNOWN_NAMES = frozenset(

@@ -57,12 +57,12 @@ local function place_in_queue(r, scopes)
   return wait, eta
 end
 
-local swept = false
+local swept, admitted = false, false
 
 local function admit()
   if pool.epoch == 0 then return {'rebuild'} end
   local known = read_request(rid)
-  if known then return same_answer(known) end
+  if known then return same_answer(known) end  -- and nothing changes
   if not lease_holds(ingress) then return {'lease'} end
   local key = read_config(P .. 'key:' .. digest)
   local refusal = refused_key(key)
@@ -97,11 +97,12 @@ local function admit()
     if take(scopes[s], cost) then save_scope(scopes[s]) end
   end
   pool.nadm = pool.nadm + 1
+  admitted = true
   for _, value in ipairs({r.kv, output, r.key, r.tenant, r.weight}) do reply[#reply + 1] = value end
   return add_figures(reply, scopes)
 end
 
 local reply = admit()
-if swept or reply[1] == 'wait' then grant() end
-if swept or reply[1] == 'wait' or reply[1] == 'run' then save_pool() end
+if swept or (admitted and reply[1] == 'wait') then grant() end
+if swept or admitted then save_pool() end
 return reply
