@@ -77,7 +77,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": user([{"type": "input_audio"}])}, "messages[1].content[0].type"),
     ({"messages": user([{"type": "file", "file": {}}])}, "messages[1].content[0].type"),
     ({"messages": user([{"type": "text", "text": 1}])}, "messages[1].content[0].text"),
-    ({"messages": user([TEXT] * 2049)}, "messages[1].content"),
+    ({"messages": user([TEXT] * 2049)}, "messages"),
+    ({"messages": user([TEXT] * 683) * 3}, "messages"),
     (
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
         "messages[0].tool_calls",
