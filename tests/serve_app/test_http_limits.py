@@ -247,6 +247,19 @@ def test_the_connection_stays_usable_after_a_refusal(address: tuple[str, int]) -
         assert read_reply(client).status == 200
 
 
+def test_a_route_may_answer_without_reading_the_body(address: tuple[str, int]) -> None:
+    with connect(address) as client:
+        client.sendall(head("/refuses-unread", "content-length: 900") + b"x" * 900)
+        assert read_reply(client).status == 401
+        client.sendall(head("/length", "content-length: 2") + b"{}")
+        assert read_reply(client).status == 200
+
+
+def test_who_asks_before_sending_too_much_is_not_told_to_go_on(address: tuple[str, int]) -> None:
+    lines = (JSON_TYPE, "expect: 100-continue", "content-length: 5000")
+    assert ask(address, head("/length", *lines)).status == 413
+
+
 def test_a_stream_arrives_piece_by_piece(address: tuple[str, int]) -> None:
     with connect(address) as client:
         client.sendall(head("/ticks", method="GET"))
