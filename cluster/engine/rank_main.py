@@ -36,7 +36,7 @@ from cluster.worker.channel import (
     Listener,
     join,
 )
-from cluster.worker.executor import GangExecutor
+from cluster.worker.executor import Executor, GangExecutor
 from cluster.worker.gang import RankSpec
 
 COLLECTIVE_TIMEOUT_S = 600.0
@@ -108,10 +108,10 @@ def _lead(
     executor = GangExecutor(worker, list(peers.values()))
     link.send(Progress("warming up"))
     with link.busy():
-        _warm_up(_engine_core(spec.config, facts, executor))
+        _warm_up(engine_core(spec.config, facts, executor))
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection between steps need walk it again
-    loop = CoreLoop(_engine_core(spec.config, facts, executor), link)
+    loop = CoreLoop(engine_core(spec.config, facts, executor), link)
     loop.report([])
     link.send(Ready(facts))
     loop.run()
@@ -143,7 +143,8 @@ def _ready_worker(
     return worker
 
 
-def _engine_core(config: EngineConfig, facts: EngineFacts, executor: GangExecutor) -> EngineCore:
+def engine_core(config: EngineConfig, facts: EngineFacts, executor: Executor) -> EngineCore:
+    """A scheduler with empty books over these ranks."""
     limits = SchedulerConfig(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
