@@ -219,7 +219,7 @@ class AdmissionQueue:
                 heard = await self._hear(request, news, began)
             if heard.kind == "run":
                 return self._ticket(request, reply, heard, began)
-            if heard.kind != "gone":
+            if heard.kind != "gone" or self._patience_left_s(request, began) <= 0:
                 raise self._not_granted(request.rid, heard)
             news = self._session.listen_again(request.rid)
 
@@ -243,9 +243,8 @@ class AdmissionQueue:
     async def _ask(self, request: AdmitRequest, began: float) -> list[Any]:
         """ADMIT, past a missing lease and an empty Redis: a `run` or `wait` reply."""
         limits = self.settings
-        patience = min(limits.queue_timeout_s, request.deadline_s or limits.queue_timeout_s)
         for _ in range(3):
-            left_us = max(0, round((patience - (time.monotonic() - began)) * 1e6))
+            left_us = max(0, round(self._patience_left_s(request, began) * 1e6))
             call = self._store.start(
                 "admit",
                 request.digest,
@@ -278,6 +277,11 @@ class AdmissionQueue:
                 raise
         self._session.forget(request.rid)
         raise StoreUnavailable("Redis keeps losing this ingress")
+
+    def _patience_left_s(self, request: AdmitRequest, began: float) -> float:
+        longest = self.settings.queue_timeout_s
+        own = longest if request.deadline_s is None else request.deadline_s
+        return min(longest, own) - (time.monotonic() - began)
 
     async def _hear(self, request: AdmitRequest, news: asyncio.Future[News], began: float) -> News:
         patience = self.settings.queue_timeout_s + self.settings.cold_start_s + GRACE_S

@@ -82,6 +82,7 @@ class Session:
         self._running: dict[str, Lease] = {}
         self._leaving: set[str] = set()
         self._surplus: set[str] = set()
+        self._missing: set[str] = set()
         self._epoch = ""
         self._strange_beats = 0
         self._last_answer = time.monotonic()
@@ -180,9 +181,15 @@ class Session:
         lease_us = round(self._settings.lease_s * 1e6)
         epoch, count, *states = await self._store.run("beat", self.ingress, lease_us, *asked)
         self._last_answer = time.monotonic()
+        missing = set()
         for rid, i in zip(asked, range(0, len(states), 3), strict=True):
-            if states[i] != "wait":
-                self._tell(rid, News(states[i], states[i + 1], states[i + 2]))
+            if states[i] == "run":
+                self._tell(rid, News("run", states[i + 1], states[i + 2]))
+            elif states[i] == "gone":
+                missing.add(rid)
+        for rid in missing & self._missing:  # the first time its news may be on the way
+            self._tell(rid, News("gone"))
+        self._missing = missing
         if epoch != self._epoch:
             log.warning("redis_was_empty", ingress=self.ingress)
             await self.rebuild()

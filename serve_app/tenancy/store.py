@@ -76,7 +76,11 @@ OUTAGE_ERRORS = (
     OutOfMemoryError,
     ReadOnlyError,
 )
-OUTAGE_WORDS = ("BUSY", "MISCONF", "OOM", "UNKILLABLE", "NOREPLICAS")
+OUTAGE_WORDS = ("BUSY ", "LOADING ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY ")
+"""Also found inside a message, where a script was stopped by them."""
+
+MOST_STALLS = 2
+"""Timeouts that came late are this event loop's fault, not Redis's; so many are forgiven a call."""
 
 log = structlog.get_logger(__name__)
 
@@ -93,26 +97,29 @@ class Script(msgspec.Struct, frozen=True):
 
 
 class Breaker:
-    """Opens for a moment after repeated failures, so that an outage costs each caller nothing."""
+    """Opens for a moment after two failures in a row: an outage shall cost each caller little."""
 
-    def __init__(self, failures: int = 3, open_s: float = 0.25) -> None:
-        self._most, self._open_s = failures, open_s
-        self._failures, self._retry_at = 0, 0.0
+    def __init__(self, open_s: float = 0.25) -> None:
+        self._open_s = open_s
+        self._failures, self._failed_at = 0, 0.0
 
     def check(self) -> None:
         """Raises StoreUnavailable while the breaker is open."""
-        if self._failures >= self._most and time.monotonic() < self._retry_at:
+        if self._failures >= 2 and time.monotonic() < self._failed_at + self._open_s:
             raise StoreUnavailable("breaker open")
 
     def succeeded(self) -> None:
-        if self._failures >= self._most:
+        if self._failures >= 2:
             log.info("redis_back")
         self._failures = 0
 
-    def failed(self, reason: str) -> None:
+    def failed(self, began: float, reason: str) -> None:
+        """Calls that were under way together when Redis went silent count as one failure."""
+        if self._failures and began < self._failed_at:
+            return
         self._failures += 1
-        self._retry_at = time.monotonic() + self._open_s
-        if self._failures == self._most:
+        self._failed_at = time.monotonic()
+        if self._failures == 2:
             log.warning("redis_away", reason=reason)
 
 
@@ -124,25 +131,26 @@ class Store:
         url: str,
         pool: str = "main",
         *,
-        timeout_s: float = 0.25,
-        connections: int = 32,
+        timeout_s: float = 0.45,
+        connections: int = 8,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        """`url`: redis://, rediss:// or unix://. `clock`: microseconds, for tests only; else every
-        script reads Redis's own clock."""
+        """`url`: redis://, rediss:// or unix://. `timeout_s`: of one attempt; a call makes two, so that
+        it fails within a second, and two in a row only when Redis is really away. `clock`:
+        microseconds, for tests only; else every script reads Redis's own clock."""
         self.prefix = f"dr:{{{pool}}}:"
         self._url, self._timeout_s, self._clock = url, timeout_s, clock
         self._client = self._connect(timeout_s, connections)
         self._execute: Callable[..., Awaitable[Any]] = cast(Any, self._client).execute_command
         self._keys = [self.prefix + name for name in STABLE_KEYS]
         self._breaker = Breaker()
+        self._slots = asyncio.Semaphore(connections)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def _connect(self, timeout_s: float, connections: int) -> redis.Redis:
-        pool = redis.BlockingConnectionPool.from_url(
+        pool = redis.ConnectionPool.from_url(
             self._url,
             max_connections=connections,
-            timeout=2 * timeout_s,
             socket_timeout=timeout_s,
             socket_connect_timeout=min(timeout_s, self._timeout_s),
             retry=Retry(NoBackoff(), 0),
@@ -177,7 +185,7 @@ class Store:
 
     async def command(self, *args: str | int) -> Any:
         """One plain command; raises as `start` does."""
-        return await asyncio.shield(self._detach(self._attempt(args)))
+        return await asyncio.shield(self._detach(self._ask(args)))
 
     def grants(self, ingress: str) -> "GrantReader":
         """The list of `ingress`, read over a connection of its own."""
@@ -199,35 +207,43 @@ class Store:
         given = self._clock() if self._clock else ""
         tail = (len(self._keys), *self._keys, given, *args)
         try:
-            return await self._attempt(("EVALSHA", script.sha, *tail))
+            return await self._ask(("EVALSHA", script.sha, *tail))
         except NoScriptError:
-            return await self._attempt(("EVAL", script.text, *tail))
+            return await self._ask(("EVAL", script.text, *tail))
 
     async def _attempt(self, args: tuple[Any, ...]) -> Any:
         """Twice: the first connection may be stale. Every script bears repetition."""
-        reason = ""
-        for _ in range(2):
-            self._breaker.check()
-            try:
-                answer = await self._execute(*args)
-            except OUTAGE_ERRORS as error:
-                raise self._away(error) from None
-            except TRANSPORT_ERRORS as error:
-                self._breaker.failed(reason := repr(error))
+        stalls = failures = 0
+        while True:
+            async with self._slots:
+                self._breaker.check()
+                began = time.monotonic()
+                try:
+                    answer = await self._execute(*args)
+                except TRANSPORT_ERRORS as error:
+                    reason = repr(error)
+                else:
+                    self._breaker.succeeded()
+                    return answer
+            late = time.monotonic() - began > 1.5 * self._timeout_s
+            if late and stalls < MOST_STALLS:
+                stalls += 1
                 continue
-            except NoScriptError:
-                raise
-            except ResponseError as error:
-                if str(error).startswith(OUTAGE_WORDS):
-                    raise self._away(error) from None
-                raise StoreError(str(error)) from error
-            self._breaker.succeeded()
-            return answer
-        raise StoreUnavailable(reason)
+            self._breaker.failed(began, reason)
+            failures += 1
+            if failures == 2:
+                raise StoreUnavailable(reason)
 
-    def _away(self, error: RedisError) -> StoreUnavailable:
-        self._breaker.failed(repr(error))
-        return StoreUnavailable(repr(error))
+    async def _ask(self, args: tuple[Any, ...]) -> Any:
+        """`_attempt` with Redis's own errors sorted into outages and faults."""
+        try:
+            return await self._attempt(args)
+        except NoScriptError:
+            raise
+        except RedisError as error:
+            if isinstance(error, OUTAGE_ERRORS) or any(w in str(error) for w in OUTAGE_WORDS):
+                raise StoreUnavailable(str(error)) from None
+            raise StoreError(str(error)) from error
 
 
 class GrantReader:

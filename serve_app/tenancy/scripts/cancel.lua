@@ -10,6 +10,8 @@ for i = 2, math.min(#ARGV, 65) do
     known = known + 1
   end
 end
-if known > 0 then grant() end
-save_pool()
+if known > 0 then
+  grant()
+  save_pool()
+end
 return known

@@ -1,4 +1,4 @@
-"""The scripts against the oracle: random interleavings on a real Redis, compared after each step."""
+"""The scripts against the oracle: random steps on a real Redis, compared after each one."""
 
 import itertools
 import json
@@ -369,7 +369,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer
 
 def test_scripts_do_what_the_oracle_does(own_server: RedisServer) -> None:
     Machine.url = own_server.url
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=150,

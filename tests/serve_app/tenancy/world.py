@@ -18,7 +18,11 @@ from serve_app.tenancy.refusals import Refusal
 from serve_app.tenancy.session import SessionSettings
 from serve_app.tenancy.store import Store
 
-QUICK = SessionSettings(lease_s=1.0, beat_s=0.1, tick_s=0.03)
+QUICK = SessionSettings(lease_s=60.0, beat_s=0.1, tick_s=0.03)
+MORTAL = SessionSettings(lease_s=2.0, beat_s=0.1, tick_s=0.03)
+
+PATIENCE_S = 3.0
+"""A loaded machine is not an outage; tests of outages bring a Store of their own."""
 
 
 class World:
@@ -28,7 +32,7 @@ class World:
         self.url, self.pool = url, uuid.uuid4().hex[:8]
         self.pepper = load_pepper(folder / "pepper")
         self.keys = KeyFile(folder / "keys.json", self.pepper)
-        self.store = Store(url, self.pool)
+        self.store = Store(url, self.pool, timeout_s=PATIENCE_S)
         self._stack = contextlib.AsyncExitStack()
         self._numbers = itertools.count()
 
@@ -42,7 +46,9 @@ class World:
     async def ingress(self, **settings: Any) -> AdmissionQueue:
         """A started ingress with a connection pool of its own, as in another process."""
         chosen = AdmissionSettings(**({"session": QUICK} | settings))
-        store = await self._stack.enter_async_context(Store(self.url, self.pool))
+        store = await self._stack.enter_async_context(
+            Store(self.url, self.pool, timeout_s=PATIENCE_S)
+        )
         queue = AdmissionQueue(store, self.keys, self.pepper, chosen)
         return await self._stack.enter_async_context(queue)
 
