@@ -135,9 +135,9 @@ class Store:
         connections: int = 8,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        """`url`: redis://, rediss:// or unix://. `timeout_s`: of one attempt; a call makes two, so that
-        it fails within a second, and two in a row only when Redis is really away. `clock`:
-        microseconds, for tests only; else every script reads Redis's own clock."""
+        """`url`: redis://, rediss:// or unix://. `timeout_s`: of one attempt; a call makes two, so
+        it fails within a second. `clock`: microseconds, for tests only; else every script reads
+        Redis's own clock."""
         self.prefix = f"dr:{{{pool}}}:"
         self._url, self._timeout_s, self._clock = url, timeout_s, clock
         self._client = self._connect(timeout_s, connections)
