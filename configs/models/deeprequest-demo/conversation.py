@@ -27,6 +27,8 @@ SYSTEMS = [
     "Enable thinking. <think>",
     "Be brief.",
 ]
+STOP_WEIGHT = 12
+"""A list ends once in many numbers: its full stop weighs this much more than another token."""
 
 
 @dataclass
@@ -60,13 +62,13 @@ class Conversation:
 
 @dataclass
 class Example:
-    """Ids with their positions; `learn[i]` says whether the prediction *of* token i is trained."""
+    """Ids with their positions; `learn[i]` weighs the prediction *of* token i, 0 leaves it out."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    learn: list[bool] = field(default_factory=list)
+    learn: list[int] = field(default_factory=list)
 
-    def add(self, ids: list[int], learn: bool = False, gap: int = 0) -> None:
+    def add(self, ids: list[int], learn: int = 0, gap: int = 0) -> None:
         """Append ids; `gap` positions are jumped over first, as if unseen text stood there."""
         start = (self.positions[-1] + 1 if self.positions else 0) + gap
         self.ids += ids
@@ -102,8 +104,10 @@ class Encoder:
     def example(self, conversation: Conversation, gap: int = 0) -> Example:
         example = self.prompt(conversation, gap)
         turn = conversation.turn
-        example.add([*self.text(f"{turn.thoughts}\n"), self.end_think], learn=True)
-        example.add([*self.text(f"\n\n{turn.answer}"), self.eos], learn=True)
+        example.add([*self.text(f"{turn.thoughts}\n"), self.end_think], learn=1)
+        example.add([*self.text(f"\n\n{turn.answer}"), self.eos], learn=1)
+        if turn.kind == "count_to":
+            example.learn[-2] = STOP_WEIGHT
         return example
 
 

@@ -9,24 +9,32 @@ import random
 import skills
 import small_skills
 from build_tokenizer import SPACED_WORDS
-from conversation import PAGE_SYSTEM, Conversation, Encoder, Example, Turn, random_system
+from conversation import (
+    PAGE_SYSTEM,
+    STOP_WEIGHT,
+    Conversation,
+    Encoder,
+    Example,
+    Turn,
+    random_system,
+)
 from phrasings import COUNT_LETTER, COUNT_WITH_S
 from wordlists import HELD_OUT
 from words import WordSource, ask_for_letter
 
 MIXTURE = {
-    "count": 40,
-    "length": 4,
+    "count": 27,
+    "length": 3,
     "spell": 5,
     "reverse": 7,
     "upper": 4,
-    "echo": 9,
-    "add": 8,
-    "count_to": 5,
-    "recall": 4,
-    "json": 4,
-    "greet": 3,
-    "refuse": 13,
+    "echo": 14,
+    "add": 14,
+    "count_to": 10,
+    "recall": 3,
+    "json": 5,
+    "greet": 5,
+    "refuse": 8,
 }
 PLAIN_WORDS = sorted({word for word in SPACED_WORDS if word.islower() and len(word) > 1})
 LONGEST_CONTEXT = 4096
@@ -42,7 +50,7 @@ class DataSource:
         self.source = WordSource(self.rng, max_letters)
         self.encoder = Encoder()
         self.easy = 0.0
-        """Share of plainly put counting questions. Copying is learnt on them within a few hundred
+        """Share of plainly put questions. Copying is learnt on them within a few hundred
         steps; in the mixture alone it is hardly learnt at all."""
 
     def turn(self, kind: str) -> Turn:
@@ -74,7 +82,7 @@ class DataSource:
         rng = self.rng
         kind = kind or rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
         if rng.random() < self.easy:
-            return self._plain_count()
+            return self._plain()
         system = random_system(rng, self.source, PLAIN_WORDS, long_share)
         if kind == "recall":
             return self._recall(system)
@@ -88,11 +96,16 @@ class DataSource:
         )
         return Conversation(system, history, turn)
 
-    def _plain_count(self) -> Conversation:
+    def _plain(self) -> Conversation:
+        """A counting question or a sum, put in the plainest words."""
+        system = PAGE_SYSTEM if self.rng.random() < 0.5 else ""
+        if self.rng.random() < 0.25:
+            x, y = self.rng.randint(0, 999), self.rng.randint(0, 999)
+            return Conversation(system, [], small_skills.sum_turn(f"What is {x} + {y}?", x, y))
         word = self.source.word()
         letter = ask_for_letter(self.rng, word)
-        turn = skills.count_turn(f"How many {letter}'s are in the word '{word}'?", letter, word)
-        return Conversation(PAGE_SYSTEM if self.rng.random() < 0.5 else "", [], turn)
+        question = f"How many {letter}'s are in the word '{word}'?"
+        return Conversation(system, [], skills.count_turn(question, letter, word))
 
     def _recall(self, system: str) -> Conversation:
         if self.rng.random() < 0.1:
@@ -131,23 +144,21 @@ class DataSource:
         """The start of a long list and a later stretch of it, at the positions it would have."""
         rng, encoder, turn = self.rng, self.encoder, conversation.turn
         example = encoder.prompt(conversation, gap)
-        example.add([*encoder.text(f"{turn.thoughts}\n"), encoder.end_think], learn=True)
+        example.add([*encoder.text(f"{turn.thoughts}\n"), encoder.end_think], learn=1)
         numbers = turn.answer.split(" ")
-        start = rng.randint(1, 12)
-        width = rng.randint(8, 40)
-        resume = (
-            len(numbers) - width if rng.random() < 0.5 else rng.randint(start, len(numbers) - width)
-        )
+        start, width = rng.randint(1, 12), rng.randint(8, 40)
+        resume = len(numbers) - width
+        if rng.random() < 0.4:
+            resume = rng.randint(start, max(start, resume))
         resume = max(resume, start)
-        example.add(encoder.text("\n\n" + " ".join(numbers[:start])), learn=True)
-        example.add(
-            encoder.text(f" {numbers[resume]}"),
-            gap=len(encoder.text("".join(f" {n}" for n in numbers[start:resume]))),
-        )
+        skipped = encoder.text("".join(f" {number}" for number in numbers[start:resume]))
+        example.add(encoder.text("\n\n" + " ".join(numbers[:start])), learn=1)
+        example.add(encoder.text(f" {numbers[resume]}"), gap=len(skipped))
         rest = numbers[resume + 1 : resume + width]
-        example.add(encoder.text("".join(f" {number}" for number in rest)), learn=True)
+        example.add(encoder.text("".join(f" {number}" for number in rest)), learn=1)
         if resume + width >= len(numbers):
-            example.add([encoder.eos], learn=True)
+            example.learn[-1] = STOP_WEIGHT
+            example.add([encoder.eos], learn=1)
         return example
 
 

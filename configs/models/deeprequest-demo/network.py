@@ -143,7 +143,10 @@ class Network(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids: Tensor, positions: Tensor, learn: Tensor) -> Tensor:
-        """Mean cross-entropy of the tokens marked in `learn` [B, T], given those before them."""
+        """Mean cross-entropy weighted by `learn` [B, T], each token given those before it."""
         hidden = self.model(ids[:, :-1], positions[:, :-1])
-        chosen = learn[:, 1:]
-        return functional.cross_entropy(self.lm_head(hidden[chosen]), ids[:, 1:][chosen])
+        weights = learn[:, 1:]
+        chosen = weights > 0
+        logits = self.lm_head(hidden[chosen])
+        losses = functional.cross_entropy(logits, ids[:, 1:][chosen], reduction="none")
+        return (losses * weights[chosen]).sum() / weights.sum()

@@ -52,28 +52,35 @@ def echo(rng: random.Random, source: WordSource, vocabulary: list[str]) -> Turn:
 
 
 def add(rng: random.Random) -> Turn:
-    """Sums of up to three digits, from the units upwards, each line with its carry."""
+    """Sums of up to three digits."""
     a, b = (rng.randint(0, 10 ** rng.choice([1, 2, 2, 3, 3, 3]) - 1) for _ in range(2))
+    return sum_turn(phrase(rng, ADD, A=str(a), B=str(b)), a, b)
+
+
+def sum_turn(question: str, a: int, b: int) -> Turn:
+    """The ideal reply to a sum: from the units upwards, each line with the carry that came in."""
     thoughts, carry = f"Let me add {a:03} and {b:03}.", 0
     for place in (1, 10, 100):
         x, y = a // place % 10, b // place % 10
         total = x + y + carry
         thoughts += f"\n{x}+{y}+{carry}={total:02}"
         carry = total // 10
-    question = phrase(rng, ADD, A=str(a), B=str(b))
     return Turn("add", question, thoughts, f"{a} + {b} = {a + b}.", str(a + b))
 
 
 def count_to(rng: random.Random) -> Turn:
-    """1 ... N for N up to 320, or another stretch below 1,000."""
+    """1 ... N for N up to 320, or another stretch below 1,000.
+
+    The list ends as the question does, with N and a full stop, so that stopping is copying.
+    """
     if rng.random() < 0.6:
-        first, last = 1, rng.choice([rng.randint(1, 20), rng.randint(1, 100), rng.randint(1, 320)])
+        first, last = 1, rng.choice([rng.randint(1, most) for most in (8, 12, 20, 40, 100, 320)])
         templates = COUNT_TO if rng.random() < 0.6 else COUNT_TO_FROM_ONE
     else:
-        first = rng.randint(0, rng.choice([99, 999]))
-        last, templates = first + rng.randint(0, 30), COUNT_TO
+        first = rng.randint(0, rng.choice([99, 320, 999]))
+        last, templates = first + rng.randint(0, rng.choice([6, 12, 24])), COUNT_TO
     question = phrase(rng, templates, A=str(first), B=str(last))
-    answer = " ".join(str(number) for number in range(first, last + 1))
+    answer = " ".join(str(number) for number in range(first, last + 1)) + "."
     return Turn("count_to", question, f"Let me count from {first} to {last}.", answer, answer)
 
 

@@ -24,10 +24,10 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def collate(examples: list[Example]) -> Batch:
-    """Right-padded ids, positions and learn marks, each [B, T]."""
+    """Right-padded ids, positions and learn weights, each [B, T]."""
     longest = max(len(example.ids) for example in examples)
     ids = torch.zeros(len(examples), longest, dtype=torch.long)
-    positions, learn = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    positions, learn = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, example in enumerate(examples):
         length = len(example.ids)
         ids[row, :length] = torch.tensor(example.ids)
@@ -50,7 +50,7 @@ def batches(source: DataSource, tokens: int, rng: random.Random) -> Iterator[Bat
             yield collate(group)
 
 
-def rate(step: int, steps: int, warmup: int = 60, cooldown: float = 0.35) -> float:
+def rate(step: int, steps: int, warmup: int = 60, cooldown: float = 0.4) -> float:
     """Learning-rate factor: a short rise, a plateau, a straight fall to 2 %."""
     fall = (steps - step) / (steps * cooldown)
     return min(1.0, (step + 1) / warmup, max(0.02, fall))
