@@ -16,6 +16,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from serve_app import preflight
 from serve_app.config import ServeConfig
 from serve_app.local_cluster import LocalCluster, PortTakenError
 from serve_app.status import publish_keys, read_status
@@ -76,6 +77,7 @@ class LocalService:
         config = self._config
         self.say(f"DeepRequest starts {config.model.name or config.model.id} as {config.model.id}")
         self.say(f"state directory {config.state_dir}")
+        preflight.check(config)
         self._cluster.check_port()
         self._redis_url, self._redis = redis_for(
             config.admission.redis_url, config.state_dir / "redis"
@@ -134,8 +136,8 @@ class LocalService:
         config = self._config.model_copy(update={"admission": admission})
         try:
             serve.run(build_app(config), name="deeprequest", route_prefix="/")
-        except RuntimeError as error:
-            raise LocalServiceError(f"the application did not start: {error}") from None
+        except RuntimeError:
+            raise LocalServiceError(f"the application did not start: {_reason()}") from None
         self._await_ready()
 
     def _await_ready(self) -> None:
@@ -165,6 +167,19 @@ class LocalService:
             f"curl {url}/v1/chat/completions -H 'Authorization: Bearer {secret}' "
             f"-H 'Content-Type: application/json' -d '{body}'\n"
         )
+
+
+def _reason() -> str:
+    """The last line of what Serve says of the deployment that failed."""
+    from ray import serve
+
+    for application in serve.status().applications.values():
+        for deployment in application.deployments.values():
+            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+            errors = [line for line in lines if "Error: " in line and not line.startswith("File")]
+            if errors:
+                return str(errors[-1])
+    return "Ray Serve gives no reason"
 
 
 def _is_active(secret: str, key_file: KeyFile, pepper: bytes) -> bool:

@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 import structlog
-from cluster.engine.async_engine import AsyncEngine
-from cluster.engine.rank_main import main as rank_main
-from cluster.worker.ray_gang import RayGang
 from ray import serve
 
+from cluster.engine.async_engine import AsyncEngine
+from cluster.engine.rank_main import main as rank_main
 from cluster.request import RequestOutput
 from cluster.text.tokenizer import Tokenizer
+from cluster.worker.ray_gang import RayGang
 from serve_app.config import ServeConfig
 from serve_app.deltas import DeltaAddress, DeltaLinks, Submission
 from serve_app.replica_report import ReplicaReport

@@ -19,7 +19,10 @@ from serve_app.tenancy.store import Store
 log = structlog.get_logger(__name__)
 
 PERIOD_S = 0.25
+UNKNOWN = -1.0
+"""The queue's figures while Redis cannot be read: the policy then never scales down."""
 _TOTALS_PERIOD_S = 1.0
+_TOTALS_TRUST_S = 5.0
 
 
 class TokenRate:
@@ -101,13 +104,15 @@ class ReplicaReport:
 
     def autoscaling_stats(self) -> dict[str, float]:
         """The keys that `serve_app.autoscaling.ReplicaLoad` names."""
-        stats, totals = self._stats(), self._totals
+        stats = self._stats()
+        fresh = time.monotonic() - self._totals_at < _TOTALS_TRUST_S
+        totals = self._totals if fresh else None
         used = stats.kv_total_blocks - stats.kv_free_blocks
         return {
             "waiting_tokens": float(stats.waiting_tokens),
             "running_tokens": float(stats.running_tokens),
             "tokens_per_s": self._rate.tokens_per_s,
             "kv_used_fraction": used / stats.kv_total_blocks if stats.kv_total_blocks else 0.0,
-            "queue_tokens": float(totals.waiting_need if totals else 0),
-            "queue_requests": float(totals.waiting if totals else 0),
+            "queue_tokens": float(totals.waiting_need if totals else UNKNOWN),
+            "queue_requests": float(totals.waiting if totals else UNKNOWN),
         }

@@ -86,18 +86,20 @@ class Service:
 
 
 @contextlib.contextmanager
-def running_service(*options: str, **environment: str) -> Iterator[Service]:
-    """Start an instance with a state directory of its own; stop it with SIGTERM."""
-    with tempfile.TemporaryDirectory(prefix="dr-e2e-") as folder:
-        state_dir, log = Path(folder) / "state", Path(folder) / "log"
+def running_service(
+    environment: dict[str, str] | None = None, state_dir: Path | None = None
+) -> Iterator[Service]:
+    """Start an instance, with a state directory of its own unless given; stop it with SIGTERM."""
+    with tempfile.TemporaryDirectory(prefix="e2e-") as folder:
+        state_dir, log = state_dir or Path(folder) / "state", Path(folder) / "log"
         port = free_port()
-        command = [*COMMAND, "serve", "--config", str(ROOT / "configs/quickstart.yaml"), *options]
+        command = [*COMMAND, "serve", "--config", str(ROOT / "configs/quickstart.yaml")]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "--port", str(port), "--state-dir", str(state_dir)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | environment,
+                env=os.environ | (environment or {}),
             )
         service = Service(port, state_dir, process, log)
         try:
