@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -65,7 +66,7 @@ INGRESSES = ("i1", "i2")
 REPLICAS = ("r1", "r2")
 DIGESTS = ("free", "five", "tokens", "odd", "dying", "unknown", "free", "five", "tokens", "odd")
 TOKENS, OUTPUTS = st.integers(0, 120), st.integers(1, 300)
-MOMENTS = st.sampled_from((1, 100_000, 1_000_000, 5_000_000, 11_999_999, 12_000_000, 31_000_000))
+MOMENTS = st.sampled_from((100_000, 1, 1_000_000, 250_000, 3_000_000, 11_999_999, 31_000_000))
 
 
 def _fields(config: Config) -> dict[str, Any]:
@@ -93,6 +94,7 @@ class Machine(RuleBasedStateMachine):
         self.raw = redis.Redis(unix_socket_path=path)
         self.numbers = itertools.count()
         self.starts: dict[str, list[int]] = {}
+        self.oracle = Oracle({}, {})
 
     @initialize()
     def empty(self) -> None:
@@ -107,7 +109,7 @@ class Machine(RuleBasedStateMachine):
         assert self.run("conf", "e2", json.dumps(records)) == ["e1", 0]
         for ingress in INGRESSES:
             self.beat(ingress, 100_000_000)
-        self.cap("r1", "ready", 1000, 1000, 4, 20_000_000)
+        self.cap("r1", "ready", 1000, 0, 3, 300_000_000)
 
     def run(self, name: str, *args: str | int) -> Any:
         stable = [PREFIX + key for key in STABLE_KEYS]
@@ -123,8 +125,9 @@ class Machine(RuleBasedStateMachine):
         found: dict[str, Any] = msgspec.msgpack.decode(packed) if packed else {}
         return found
 
-    def pick(self, data: st.DataObject) -> str:
-        return data.draw(st.sampled_from([*self.oracle.requests] or ["never-seen"]), "rid")
+    def pick(self, data: st.DataObject, states: str) -> str:
+        known = [rid for rid, r in self.oracle.requests.items() if r.state in states]
+        return data.draw(st.sampled_from(known), "rid")
 
     # ---- steps ----
 
@@ -158,11 +161,10 @@ class Machine(RuleBasedStateMachine):
             if self.oracle.pool["running"] > before:
                 self.nothing_is_promised_twice()
 
+    @precondition(lambda self: self.oracle.requests)
     @rule(data=st.data())
     def admit_again(self, data: st.DataObject) -> None:
-        rid = self.pick(data)
-        if rid not in self.oracle.requests:
-            return
+        rid = self.pick(data, "qr")
         r = self.oracle.requests[rid]
         before = self.dump()
         reply = self.run("admit", r.digest, rid, r.ingress, 1, 1, 1, 1, 1, 1)
@@ -170,26 +172,26 @@ class Machine(RuleBasedStateMachine):
         assert reply[0] == "wait" or reply[1] == r.fence
         assert self.dump() == before
 
+    @precondition(lambda self: self.oracle.pool["running"])
     @rule(
         data=st.data(),
-        how=st.sampled_from(("ok", "abort", "error")),
+        how=st.sampled_from(("ok", "ok", "ok", "abort", "error")),
         used=TOKENS,
         cached=st.integers(0, 10),
         output=st.integers(0, 500),
     )
     def settle(self, data: st.DataObject, how: str, used: int, cached: int, output: int) -> None:
-        counts = (used + cached, cached, output)
-        running = [rid for rid, r in self.oracle.requests.items() if r.state == "r"]
-        rid = data.draw(st.sampled_from(running or ["never-seen"]), "rid")
+        rid, counts = self.pick(data, "r"), (used + cached, cached, output)
         assert self.run("settle", rid, how, *counts) == self.oracle.settle(rid, how, counts)
         before = self.dump()
         assert self.run("settle", rid, how, *counts) == 0
         assert self.dump() == before
 
+    @precondition(lambda self: self.oracle.requests)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        rid = self.pick(data)
-        assert self.run("cancel", rid) == self.oracle.cancel(rid)
+        rid = self.pick(data, "qr")
+        assert self.run("cancel", rid, "never-seen") == self.oracle.cancel(rid)
 
     @rule(
         ingress=st.sampled_from(INGRESSES),
@@ -209,13 +211,13 @@ class Machine(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from(REPLICAS),
         state=st.sampled_from(("ready",) * 6 + ("draining", "stopped")),
-        total=st.sampled_from((300, 1000)),
-        free=st.integers(0, 1000).map(lambda free: 1000 - free),
-        slots=st.integers(1, 6),
-        ttl=st.sampled_from((2_000_000, 20_000_000)),
+        total=st.sampled_from((150, 400, 1000)),
+        used=st.integers(0, 400),
+        slots=st.integers(1, 4),
+        ttl=st.sampled_from((300_000_000, 300_000_000, 2_000_000)),
     )
-    def cap(self, name: str, state: str, total: int, free: int, slots: int, ttl: int) -> None:
-        free = min(free, total)
+    def cap(self, name: str, state: str, total: int, used: int, slots: int, ttl: int) -> None:
+        free = max(0, total - used)
         args = (total, free, total - free, 0, 0, slots, 1, "inc", "{}")
         waiting = self.run("cap", name, ttl, state, *args)
         self.oracle.cap(name, state, (ttl, total, free, slots))
@@ -237,8 +239,6 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def redis_holds_what_the_oracle_holds(self) -> None:
-        if not hasattr(self, "oracle"):
-            return
         held = self.read_all()
         self.compare_pool(held)
         self.compare_meters(held)
@@ -341,7 +341,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """After everybody has gone nothing is held by anybody."""
-        if hasattr(self, "oracle"):
+        if self.oracle.now:
             for rid in list(self.oracle.requests):
                 self.settle_quietly(rid)
             pool = self.record("pool")
