@@ -28,7 +28,7 @@ from cluster.worker.process_gang import ProcessGang
 from cluster.worker.worker import Worker
 
 MODEL = Path(__file__).resolve().parents[2] / "configs" / "models" / "deeprequest-demo"
-NUM_TOKENS = 24
+NUM_TOKENS = 20
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
 FILTERS: list[dict[str, Any]] = [
     {"top_p": 0.9, "seed": 1},
@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {
     "max_num_seqs": 16,
     "load_progress": False,
 }
-SMALL_CHUNKS = {"max_num_batched_tokens": 24}
+SMALL_CHUNKS = {"max_num_batched_tokens": 40}
 FEW_BLOCKS = {"num_kv_blocks": 60}
 WORDS = ["strawberry", "banana", "bookkeeper", "giraffe", "noon", "tomorrow", "lantern", "zigzag"]
 
@@ -215,7 +215,7 @@ async def gang(size: int, rounds: list[list[EngineRequest]]) -> tuple[list[Answe
 def across_ranks(
     request: pytest.FixtureRequest, requests: list[EngineRequest], seeded: list[EngineRequest]
 ) -> tuple[list[Answers], EngineStats]:
-    return asyncio.run(gang(request.param, [requests[:1], requests, requests, seeded]))
+    return asyncio.run(gang(request.param, [requests[:1], requests + seeded[:6]]))
 
 
 def test_any_number_of_ranks_gives_the_same_text(
@@ -224,10 +224,8 @@ def test_any_number_of_ranks_gives_the_same_text(
     seeded: list[EngineRequest],
     expected: Answers,
 ) -> None:
-    (first, together, again, drawn), stats = across_ranks
+    (first, together), stats = across_ranks
     assert first == {"r0": expected["r0"]}
-    assert together == expected
-    assert again == expected
-    assert drawn == run(plain, seeded)
+    assert together == expected | run(plain, seeded[:6])
     assert stats.preemptions > 0
     assert stats.prefix_hit_tokens > 0
