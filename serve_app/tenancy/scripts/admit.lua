@@ -83,7 +83,7 @@ local function admit()
     enq = now, beg = 0, vc = 0, weight = scopes[2].weight, mx = longest,
   }
   if pool.waiting == 0 and pool.ready > 0 and fits(r.kv) then
-    start(rid, r, lift(r.tenant))
+    start(rid, r, lifted(r.tenant))
     reply = {'run', r.fence, r.replica}
   else
     local patience, eta = place_in_queue(r, scopes)

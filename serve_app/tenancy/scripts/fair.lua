@@ -11,27 +11,31 @@ local function fair_cost(input, cached, output, weight)
   return math.floor((10 * (input - cached) + cached + 40 * output) / weight)
 end
 
--- Present virtual time: that of the tenant next in turn, else the clock left by the last grant.
-local function present()
-  local first = call('ZRANGE', VT, 0, 0, 'WITHSCORES')
-  return first[2] and tonumber(first[2]) or pool.vclock
+-- The time of a tenant without waiters, lifted to the present: that of the tenant next in turn, else
+-- the clock left by the last grant. Whoever lifts also sets.
+local function lifted(tenant)
+  local present = pool.vclock
+  if pool.waiting > 0 then
+    present = tonumber(call('ZRANGE', VT, 0, 0, 'WITHSCORES')[2])
+  end
+  return math.max(num(call('HGET', VTH, tenant)), present)
 end
 
-local function lift(tenant)
-  local own = num(call('HGET', VTH, tenant))
-  local time = math.max(own, present())
-  if time ~= own then call('HSET', VTH, tenant, int(time)) end
-  return time
+local function set_time(tenant, time)
+  call('HSET', VTH, tenant, int(time))
+  if pool.waiting > 0 then call('ZADD', VT, 'XX', int(time), tenant) end
 end
 
 local function charge(tenant, cost)
   local time = call('HINCRBY', VTH, tenant, int(cost))
-  call('ZADD', VT, 'XX', int(time), tenant)
+  if pool.waiting > 0 then call('ZADD', VT, 'XX', int(time), tenant) end
 end
 
 local function enqueue(rid, tenant, kv, deadline)
   if call('ZCARD', queue_of(tenant)) == 0 then
-    call('ZADD', VT, int(lift(tenant)), tenant)
+    local time = lifted(tenant)
+    call('HSET', VTH, tenant, int(time))
+    call('ZADD', VT, int(time), tenant)
   end
   pool.arr = math.max(pool.arr + 1, now)
   call('ZADD', queue_of(tenant), int(pool.arr), rid)

@@ -20,7 +20,7 @@ end
 local function start(rid, r, time)
   pool.vclock = math.max(pool.vclock, time)
   r.vc = fair_cost(r.input, 0, r.output, r.weight)
-  charge(r.tenant, r.vc)
+  set_time(r.tenant, time + r.vc)
   pool.fence = pool.fence + 1
   pool.running = pool.running + 1
   pool.committed = pool.committed + r.kv

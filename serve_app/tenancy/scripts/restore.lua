@@ -12,7 +12,7 @@ for i = 3, math.min(#ARGV, 2 + 64 * 9), 9 do
       input = tonumber(ARGV[i + 5]), output = tonumber(ARGV[i + 6]), kv = tonumber(ARGV[i + 7]),
       mx = tonumber(ARGV[i + 8]), ingress = ingress, enq = now, replica = '', vc = 0,
     }
-    start(rid, r, lift(r.tenant))
+    start(rid, r, lifted(r.tenant))
     hold(rid, r)
     write_request(rid, r)
     pool.nadm = pool.nadm + 1
