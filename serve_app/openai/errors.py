@@ -176,47 +176,6 @@ def headers_too_large(limit: int) -> ApiError:
     return ApiError(431, message, code="headers_too_large", headers={"connection": "close"})
 
 
-# 429: not now
-
-
-def rate_limit_exceeded(
-    limited: str, limit: int, retry_after_s: float, headers: Mapping[str, str] = _NO_HEADERS
-) -> ApiError:
-    """`limited` says what ran out: "requests", "tokens" (both per minute) or "concurrency"."""
-    measure = "at the same time" if limited == "concurrency" else "per minute"
-    noun = "requests" if limited == "concurrency" else limited
-    wait = _retry_after(retry_after_s)
-    return ApiError(
-        429,
-        f"Rate limit reached: {limit} {noun} {measure}. Please try again in "
-        f"{wait['retry-after']} s.",
-        type=limited,
-        code="rate_limit_exceeded",
-        headers={**headers, **wait},
-    )
-
-
-def insufficient_quota(headers: Mapping[str, str] = _NO_HEADERS) -> ApiError:
-    return ApiError(
-        429,
-        "You exceeded your current quota. Ask your administrator for more.",
-        type="insufficient_quota",
-        code="insufficient_quota",
-        headers={**headers, "x-should-retry": "false"},
-    )
-
-
-def overloaded(retry_after_s: float, headers: Mapping[str, str] = _NO_HEADERS) -> ApiError:
-    """The machines are busy: the queue is full, or waiting in it would take too long."""
-    return ApiError(
-        429,
-        "The server is overloaded with requests at the moment. Please try again later.",
-        type="overloaded_error",
-        code="overloaded",
-        headers={**headers, **_retry_after(retry_after_s)},
-    )
-
-
 # 5xx: our fault
 
 
@@ -237,17 +196,6 @@ def no_replica(retry_after_s: float) -> ApiError:
     return _unavailable(
         "The model is starting. Please try again later.", "no_replica", retry_after_s
     )
-
-
-def shutting_down(retry_after_s: float = 5) -> ApiError:
-    message = "The server is shutting down. Please try again."
-    return _unavailable(message, "shutting_down", retry_after_s)
-
-
-def limits_unavailable(retry_after_s: float = 2) -> ApiError:
-    """Keys and limits cannot be read."""
-    message = "The server cannot check its limits at the moment. Please try again."
-    return _unavailable(message, "limits_unavailable", retry_after_s)
 
 
 def replica_lost() -> ApiError:

@@ -28,8 +28,7 @@ _ERROR_MEANINGS = {
     408: "The request body did not arrive in time.",
     413: "The request body is too large.",
     415: "The request body is not plain JSON.",
-    429: "`rate_limit_exceeded` or `overloaded`: wait as long as Retry-After says. "
-    "`insufficient_quota`: do not retry.",
+    429: "`rate_limit_exceeded` or `overloaded`: wait as long as Retry-After says.",
     431: "URL and headers are too large.",
     500: "The server or the model failed this request.",
     503: "No model replica can answer now; wait as long as Retry-After says.",
