@@ -18,8 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import structlog
 
-from serve_app.tenancy.keys import KeyFile, digest_of, publish
+from serve_app.tenancy.keys import KeyBook, KeyFile, KeyFileError, digest_of, publish
 from serve_app.tenancy.limiter import read_figures
 from serve_app.tenancy.refusals import (
     CostAboveBurst,
@@ -40,6 +41,8 @@ GRACE_S = 2.0
 TRUST_S = 1.0
 """How long `identify` may answer from memory."""
 MOST_REMEMBERED = 10_000
+
+log = structlog.get_logger(__name__)
 
 
 class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +155,9 @@ class AdmissionQueue:
     ) -> None:
         self._store, self._keys, self._pepper = store, keys, pepper
         self.settings = settings or AdmissionSettings()
-        self._session = Session(store, self._load_keys, self.settings.session)
+        self._book: KeyBook | None = None
+        self._stamp = 0
+        self._session = Session(store, self._load_keys, self._keys_changed, self.settings.session)
         self._known: dict[str, tuple[Identity, float]] = {}
 
     async def start(self) -> None:
@@ -229,7 +234,18 @@ class AdmissionQueue:
         return _place(position, eta_ms) if position else None
 
     async def _load_keys(self) -> str:
-        return await publish(self._store, self._keys.read())
+        stamp = self._keys.stamp()
+        try:
+            self._book = self._keys.read()
+        except KeyFileError as error:
+            if self._book is None:
+                raise
+            log.error("key_file_unreadable", error=str(error))  # the last good one serves on
+        self._stamp = stamp
+        return await publish(self._store, self._book)
+
+    def _keys_changed(self) -> bool:
+        return self._keys.stamp() != self._stamp
 
     async def _ask_past_rebuild(self, script: str, *args: str | int) -> list[Any]:
         reply: list[Any] = await self._store.run(script, *args)

@@ -132,6 +132,13 @@ class KeyFile:
         except msgspec.MsgspecError as error:
             raise KeyFileError(f"{self.path}: not a key file: {error}") from None
 
+    def stamp(self) -> int:
+        """Differs after every change; 0 while there is no file."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def create(
         self, tenant: str, limits: Limits | None = None, *, label: str = "", expires_at: int = 0
     ) -> CreatedKey:

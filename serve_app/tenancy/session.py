@@ -73,11 +73,16 @@ class Session:
     """One ingress incarnation, from start to stop, on one event loop."""
 
     def __init__(
-        self, store: Store, load_keys: Callable[[], Awaitable[str]], settings: SessionSettings
+        self,
+        store: Store,
+        load_keys: Callable[[], Awaitable[str]],
+        keys_changed: Callable[[], bool],
+        settings: SessionSettings,
     ) -> None:
-        """`load_keys` runs CONF and returns the epoch."""
+        """`load_keys` runs CONF and returns the epoch; `keys_changed` since it last did so."""
         self.ingress = secrets.token_hex(8)
-        self._store, self._load_keys, self._settings = store, load_keys, settings
+        self._store, self._settings = store, settings
+        self._load_keys, self._keys_changed = load_keys, keys_changed
         self._waiting: dict[str, asyncio.Future[News]] = {}
         self._running: dict[str, Lease] = {}
         self._leaving: set[str] = set()
@@ -193,6 +198,8 @@ class Session:
         if epoch != self._epoch:
             log.warning("redis_was_empty", ingress=self.ingress)
             await self.rebuild()
+        elif self._keys_changed():
+            await self._load_keys()
         strange = count != len(self._waiting) + len(self._running) + len(self._leaving)
         self._strange_beats = self._strange_beats + 1 if strange else 0
         if self._strange_beats >= 2:

@@ -130,6 +130,16 @@ async def test_revoked_key_is_refused_on_the_next_request(world: World) -> None:
         await queue.identify(key.secret, fresh=True)
 
 
+async def test_change_of_the_key_file_is_noticed_and_a_broken_one_survived(world: World) -> None:
+    key, _ = await world.key(), await world.replica()
+    queue = await world.ingress()
+    later = world.keys.create("acme")  # nobody tells Redis
+    await until(lambda: _is_known(queue, later.secret))
+    world.keys.path.write_text("{broken")
+    await asyncio.sleep(0.3)
+    assert isinstance(await attempt(queue, world.request(key)), Ticket)
+
+
 async def test_unknown_and_expired_keys_are_refused_alike(world: World) -> None:
     unknown = world.keys.create("acme")
     expired = await world.key(expires_at=int(time.time()) - 1)
@@ -395,6 +405,13 @@ async def test_longest_run_ends_a_request_nobody_settles(world: World) -> None:
     await ticket.ended.wait()
     assert (await pool_totals(world.store)).running == 0
     await settle(ticket)  # too late, harmless
+
+
+async def _is_known(queue: AdmissionQueue, secret: str) -> bool:
+    try:
+        return bool(await queue.identify(secret, fresh=True))
+    except Unauthorized:
+        return False
 
 
 async def _waiting(world: World, count: int) -> bool:
