@@ -48,7 +48,7 @@ class CoreLoop:
             outputs = [output for message in messages if (output := self._take_in(message))]
             if self._core.has_work:
                 outputs += self._core.step()
-            self.report(outputs)
+        self.report(outputs)
 
     def report(self, outputs: list[EngineCoreOutput]) -> None:
         """One frame, with the load as it is now."""

@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -50,7 +49,7 @@ class RankLink:
         """
         self._spec = spec
         self._channel = dial(spec.replica_address)
-        self._busy_since: float | None = None
+        self._is_busy = False
         self._num_busy = 0
 
     @property
@@ -89,9 +88,9 @@ class RankLink:
     def busy(self) -> Iterator[None]:
         """What is inside ends this process if it takes longer than step_timeout_s."""
         self._num_busy += 1
-        self._busy_since = time.monotonic()
+        self._is_busy = True
         yield
-        self._busy_since = None
+        self._is_busy = False
 
     def fail(self, reason: str) -> NoReturn:
         """Say why, and end this process at once, whatever its other threads are doing."""
@@ -100,12 +99,15 @@ class RankLink:
         _exit(1)
 
     def _watch(self) -> None:
+        """Counts its own ticks, not time: a process that was frozen must not accuse itself."""
         limit = self._spec.config.step_timeout_s
         period = beat_period(limit)
+        watched, ticks = 0, 0
         while not self._channel.hung_up(period):
-            since = self._busy_since
-            if since is not None and time.monotonic() - since > limit:
-                reason = f"step {self._num_busy} is older than {limit:g} s: a rank hangs"
+            same = self._is_busy and self._num_busy == watched
+            watched, ticks = self._num_busy, ticks + 1 if same else 0
+            if ticks * period > limit:
+                reason = f"step {watched} is older than {limit:g} s: a rank hangs"
                 _log.error("rank %d: %s", self._spec.rank, reason)
                 self.fail(reason)
             with contextlib.suppress(ChannelClosedError):

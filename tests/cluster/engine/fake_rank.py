@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
+
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.engine.rank_main import run_rank
 from cluster.worker.gang import RankSpec
@@ -83,6 +85,6 @@ def deaf_main(spec: RankSpec) -> None:
     raise SystemExit(3)
 
 
-def sleeping_main(spec: RankSpec) -> None:
-    """Never calls the replica."""
-    time.sleep(600)
+def forgetful_main(spec: RankSpec) -> None:
+    """Does not know the token."""
+    run_rank(msgspec.structs.replace(spec, token="guess"), FakeWorker)

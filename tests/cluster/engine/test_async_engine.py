@@ -336,25 +336,6 @@ def test_a_start_that_is_given_up_leaves_nothing(replica: Replica) -> None:
     assert no_rank_is_left(replica.gangs[0])
 
 
-def test_a_stranger_at_the_replicas_port_is_turned_away(replica: Replica) -> None:
-    async def scene() -> None:
-        async with replica.engine(host="127.0.0.1") as engine:
-            assert engine._client._server is not None
-            port = engine._client._server.sockets[0].getsockname()[1]
-            for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\6\x95\xa5hello", b"\xff" * 64):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(noise)
-                writer.write_eof()
-                with contextlib.suppress(ConnectionError):
-                    assert await reader.read() == b""
-                writer.close()
-            await engine.check_health()
-            replica.ask(engine, "r", max_tokens=2)
-            await replica.end_of("r")
-
-    play(scene)
-
-
 def test_drain_lets_the_running_end_and_takes_no_more(replica: Replica) -> None:
     async def scene() -> None:
         async with replica.engine("step_s=0.002") as engine:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster.config import EngineConfig
-from cluster.worker.gang import Launch, RankSpec, rank_environment
+from cluster.worker.gang import RankSpec
 from cluster.worker.process_gang import ProcessGang
 
 TOKEN = "a-secret-nobody-else-may-read"
@@ -67,10 +67,6 @@ def test_the_environment_stands_before_anything_heavy_is_imported(tmp_path: Path
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["3 lo False"] * 2
 
 
-def test_between_nodes_the_operators_interface_holds() -> None:
-    assert "GLOO_SOCKET_IFNAME" not in rank_environment(specs(1, None)[0])
-
-
 def test_a_dead_rank_is_told_from_a_living_one(gang: ProcessGang, tmp_path: Path) -> None:
     pids = [int(wait_for(tmp_path / str(rank))) for rank in (0, 1)]
     assert gang.dead() == {}
@@ -106,8 +102,3 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 def test_a_main_that_no_other_process_can_find_is_refused() -> None:
     with pytest.raises(ValueError, match="importable"):
         ProcessGang(lambda _: None, specs(1, None))
-
-
-def test_a_launch_survives_the_wire() -> None:
-    launch = Launch.of(sleep, specs(2, "/d")[1])
-    assert Launch.decode(launch.encode()) == launch
