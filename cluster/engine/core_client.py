@@ -6,7 +6,6 @@ of all. Knows requests only as messages to rank 0; no text, no torch.
 """
 
 import asyncio
-import contextlib
 import hmac
 import secrets
 import shutil
@@ -302,5 +301,4 @@ def _remove(gang: Gang | None, directory: str | None) -> None:
     if gang is not None:
         gang.kill()
     if directory is not None:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)

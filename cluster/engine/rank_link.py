@@ -8,6 +8,7 @@ thread may be stuck in a collective. Knows no torch and no scheduler.
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -112,6 +113,8 @@ class RankLink:
                 self.fail(reason)
             with contextlib.suppress(ChannelClosedError):
                 self.send(Heartbeat())
+        if self._spec.directory is not None:  # a killed replica cannot remove it any more
+            shutil.rmtree(self._spec.directory, ignore_errors=True)
         _exit(0)
 
 

@@ -1,5 +1,6 @@
 """A rank's line to its replica, seen from a replica made of a bare socket."""
 
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class BareReplica:
     """Starts one rank, and listens to it word by word."""
 
     def __init__(self, directory: str) -> None:
-        self._directory = directory
+        self.directory = directory
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(f"{directory}/replica.sock")
         self._server.listen()
@@ -43,9 +44,9 @@ class BareReplica:
             config=config,
             rank=0,
             size=1,
-            replica_address=f"unix://{self._directory}/replica.sock",
+            replica_address=f"unix://{self.directory}/replica.sock",
             token="secret",
-            directory=self._directory,
+            directory=self.directory,
         )
         self.gang = ProcessGang(main, [spec])
         return StreamChannel(self._server.accept()[0])
@@ -99,11 +100,14 @@ def test_a_rank_says_who_it_is_and_keeps_beating(replica: BareReplica) -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["load_s=600", ""])
-def test_a_rank_leaves_when_its_replica_is_gone(replica: BareReplica, behaviour: str) -> None:
+def test_a_rank_leaves_and_tidies_up_when_its_replica_is_gone(
+    replica: BareReplica, behaviour: str
+) -> None:
     link = replica.start(behaviour)
     greet(link)
     link.close()
     assert end_of(replica.gang) == "exited with code 0"
+    assert not os.path.exists(replica.directory), "a killed replica cannot remove it"
 
 
 def test_a_step_that_is_too_old_is_the_last_word(replica: BareReplica) -> None:
