@@ -199,8 +199,11 @@ class Scheduler:
     # schedule: the running
 
     def _continue_running(self, frame: SchedulerOutput, budget: int) -> int:
-        """Returns the budget left: none after a preemption, so that nobody is admitted."""
-        num_preemptions = self._counters.preemptions
+        """Returns the budget left.
+
+        Whoever is preempted here is not admitted again in the same step: it needs all the blocks
+        it gave back, and an older request took of them. As it waits in front, nobody else is.
+        """
         index = 0
         while index < len(self._running):
             request = self._running[index]
@@ -213,7 +216,7 @@ class Scheduler:
             frame.scheduled.append(request.scheduled(num_tokens))
             budget -= num_tokens
             index += 1
-        return budget if self._counters.preemptions == num_preemptions else 0
+        return budget
 
     def _grow(self, request: Request, num_tokens: int) -> bool:
         """Preempts the youngest for blocks; False when that is the request itself."""
