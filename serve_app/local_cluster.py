@@ -103,6 +103,8 @@ class LocalCluster:
             "ENABLE_HA_PROXY": 1,
             "THROUGHPUT_OPTIMIZED": 1,
             "HAPROXY_NBTHREAD": 1,
+            # More than http_limits.MAX_HEADER_BYTES, so that it is the application that refuses.
+            "HAPROXY_TUNE_BUFSIZE": 128 * 1024,
             "HAPROXY_CONFIG_FILE_LOC": haproxy / "haproxy.cfg",
             "HAPROXY_SOCKET_PATH": haproxy / "admin.sock",
             "HAPROXY_SERVER_STATE_BASE": haproxy,
