@@ -15,9 +15,9 @@ $(VENV)/.ready: pyproject.toml
 		|| { echo "Python 3.11 or newer is needed; point PYTHON at one: make PYTHON=python3.11"; exit 1; }
 	@echo "Setting up $(VENV) (minutes the first time, nothing afterwards) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet torch==2.13.0
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq torch==2.13.0
+	@$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 serve: setup

@@ -19,7 +19,7 @@ from cluster.engine.async_engine import AsyncEngine
 from cluster.engine.rank_main import main as rank_main
 from cluster.request import RequestOutput
 from cluster.text.tokenizer import Tokenizer
-from cluster.worker.ray_gang import RayGang
+from cluster.worker.ray_gang import RayGang, group_host
 from serve_app.config import ServeConfig
 from serve_app.deltas import DeltaAddress, DeltaLinks, Submission
 from serve_app.replica_report import ReplicaReport
@@ -54,6 +54,7 @@ class ModelDeployment:
             lambda specs: RayGang(rank_main, specs),
             Tokenizer(config.model.path),
             self._deliver,
+            host=group_host(),
         )
         self._report = ReplicaReport(
             Store(config.admission.redis_url, config.admission.pool),
