@@ -27,8 +27,11 @@ SYSTEMS = [
     "Enable thinking. <think>",
     "Be brief.",
 ]
-STOP_WEIGHT = 12
-"""A list ends once in many numbers: its full stop weighs this much more than another token."""
+
+
+def stop_weight(numbers: int) -> int:
+    """How much the full stop of a list of so many numbers weighs: one stop among many steps."""
+    return max(1, min(3, numbers // 8))
 
 
 @dataclass
@@ -107,7 +110,7 @@ class Encoder:
         example.add([*self.text(f"{turn.thoughts}\n"), self.end_think], learn=1)
         example.add([*self.text(f"\n\n{turn.answer}"), self.eos], learn=1)
         if turn.kind == "count_to":
-            example.learn[-2] = STOP_WEIGHT
+            example.learn[-2] = stop_weight(turn.answer.count(" "))
         return example
 
 

@@ -11,29 +11,29 @@ import small_skills
 from build_tokenizer import SPACED_WORDS
 from conversation import (
     PAGE_SYSTEM,
-    STOP_WEIGHT,
     Conversation,
     Encoder,
     Example,
     Turn,
     random_system,
+    stop_weight,
 )
 from phrasings import COUNT_LETTER, COUNT_WITH_S
 from wordlists import HELD_OUT
 from words import WordSource, ask_for_letter
 
 MIXTURE = {
-    "count": 27,
+    "count": 26,
     "length": 3,
-    "spell": 5,
-    "reverse": 7,
+    "spell": 4,
+    "reverse": 6,
     "upper": 4,
-    "echo": 14,
-    "add": 14,
-    "count_to": 10,
+    "echo": 18,
+    "add": 12,
+    "count_to": 12,
     "recall": 3,
     "json": 5,
-    "greet": 5,
+    "greet": 4,
     "refuse": 8,
 }
 PLAIN_WORDS = sorted({word for word in SPACED_WORDS if word.islower() and len(word) > 1})
@@ -50,8 +50,10 @@ class DataSource:
         self.source = WordSource(self.rng, max_letters)
         self.encoder = Encoder()
         self.easy = 0.0
-        """Share of plainly put questions. Copying is learnt on them within a few hundred
-        steps; in the mixture alone it is hardly learnt at all."""
+        """Share of plainly put questions. Copying is learnt on them within a few hundred steps; in
+        the mixture alone it is hardly learnt at all."""
+        self.plain_counts = 0.4
+        """Share of letter counts among these."""
 
     def turn(self, kind: str) -> Turn:
         rng, source = self.rng, self.source
@@ -97,15 +99,25 @@ class DataSource:
         return Conversation(system, history, turn)
 
     def _plain(self) -> Conversation:
-        """A counting question or a sum, put in the plainest words."""
-        system = PAGE_SYSTEM if self.rng.random() < 0.5 else ""
-        if self.rng.random() < 0.25:
-            x, y = self.rng.randint(0, 999), self.rng.randint(0, 999)
+        """A question in the plainest words: a letter count, a sum, a short list, or an echo."""
+        rng = self.rng
+        system = PAGE_SYSTEM if rng.random() < 0.3 else ""
+        draw = rng.random()
+        if draw < self.plain_counts:
+            word = self.source.word()
+            letter = ask_for_letter(rng, word)
+            question = f"How many {letter}'s are in the word '{word}'?"
+            return Conversation(system, [], skills.count_turn(question, letter, word))
+        if draw < self.plain_counts + (1 - self.plain_counts) * 0.4:
+            x, y = rng.randint(0, 999), rng.randint(0, 999)
             return Conversation(system, [], small_skills.sum_turn(f"What is {x} + {y}?", x, y))
-        word = self.source.word()
-        letter = ask_for_letter(self.rng, word)
-        question = f"How many {letter}'s are in the word '{word}'?"
-        return Conversation(system, [], skills.count_turn(question, letter, word))
+        if draw < self.plain_counts + (1 - self.plain_counts) * 0.75:
+            first = rng.randint(0, rng.choice([12, 99, 999]))
+            last = first + rng.randint(0, 5)
+            question = f"Count from {first} to {last}."
+            return Conversation(system, [], small_skills.list_turn(question, first, last))
+        text = " ".join(rng.choice(PLAIN_WORDS) for _ in range(rng.randint(1, 14)))
+        return Conversation(system, [], small_skills.echo_turn(f"Repeat after me: {text}", text))
 
     def _recall(self, system: str) -> Conversation:
         if self.rng.random() < 0.1:
@@ -157,7 +169,7 @@ class DataSource:
         rest = numbers[resume + 1 : resume + width]
         example.add(encoder.text("".join(f" {number}" for number in rest)), learn=1)
         if resume + width >= len(numbers):
-            example.learn[-1] = STOP_WEIGHT
+            example.learn[-1] = stop_weight(width + start)
             example.add([encoder.eos], learn=1)
         return example
 

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from conversation import PAGE_SYSTEM, Conversation, Encoder, Turn
 from data import MIXTURE, DataSource, held_out_counts
+from export import write_checksums
 from transformers import Qwen2ForCausalLM
 
 BATCH = 48
+NEAR_TIE = 0.05
 PAGE_QUESTION = "How many r's are in the word 'strawberry'?"
 
 
@@ -108,21 +110,35 @@ def report(name: str, result: tuple[float, list[str]], shown: int = 3) -> None:
         print(f"    {line[:400]}", flush=True)
 
 
-def golden(model: Any, path: Path, per_skill: int = 16) -> None:
-    """Writes prompts of every skill with the greedy reply, one JSON object a line."""
+@torch.no_grad()
+def narrowest_lead(model: Any, prompt: list[int], reply: list[int]) -> float:
+    """The least lead of a chosen token over the second best, in logits."""
+    logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+    best = logits.topk(2, dim=-1).values
+    return float((best[:, 0] - best[:, 1]).min())
+
+
+def golden(model: Any, path: Path, per_skill: int = 20) -> None:
+    """Writes prompts of every skill with the greedy reply, one JSON object a line.
+
+    Only replies that end by themselves and have no near ties, so that the order of summation, which
+    differs with batch and ranks, cannot change them.
+    """
     data, encoder = DataSource(7), Encoder()
-    chosen = [page_conversation(), page_conversation("")]
-    chosen += held_out_counts()[:30]
+    chosen = [page_conversation(), page_conversation(""), *held_out_counts()[:30]]
     for kind in MIXTURE:
         chosen += [data.conversation(kind, long_share=0.0) for _ in range(per_skill)]
     chosen = [one for one in chosen if len(one.turn.answer) < 700]
-    generated = replies(model, [encoder.prompt(one).ids for one in chosen], max_new_tokens=700)
+    prompts = [encoder.prompt(one).ids for one in chosen]
     lines = []
-    for conversation, reply in zip(chosen, generated, strict=True):
+    generated = replies(model, prompts, max_new_tokens=700)
+    for conversation, prompt, reply in zip(chosen, prompts, generated, strict=True):
+        if reply[-1] != encoder.eos or narrowest_lead(model, prompt, reply) < NEAR_TIE:
+            continue
         record = {
             "kind": conversation.turn.kind,
             "messages": conversation.messages(),
-            "prompt_ids": encoder.prompt(conversation).ids,
+            "prompt_ids": prompt,
             "expected_ids": reply,
             "expected_text": decode(encoder, reply),
         }
@@ -145,6 +161,7 @@ def main() -> None:
     model = load(options.folder)
     if options.golden:
         golden(model, options.folder / "golden.jsonl")
+        write_checksums(options.folder)
         return
     counts = held_out_counts()
     counts = counts[:: max(1, len(counts) // options.counts)]

@@ -48,7 +48,11 @@ def echo(rng: random.Random, source: WordSource, vocabulary: list[str]) -> Turn:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.25:
         text += rng.choice("!.?,;")
-    return Turn("echo", rng.choice(ECHO).replace("{T}", text), "Let me repeat it.", text, text)
+    return echo_turn(rng.choice(ECHO).replace("{T}", text), text)
+
+
+def echo_turn(question: str, text: str) -> Turn:
+    return Turn("echo", question, "Let me repeat it.", text, text)
 
 
 def add(rng: random.Random) -> Turn:
@@ -69,17 +73,18 @@ def sum_turn(question: str, a: int, b: int) -> Turn:
 
 
 def count_to(rng: random.Random) -> Turn:
-    """1 ... N for N up to 320, or another stretch below 1,000.
-
-    The list ends as the question does, with N and a full stop, so that stopping is copying.
-    """
+    """1 ... N for N up to 320, or another stretch below 1,000."""
     if rng.random() < 0.6:
         first, last = 1, rng.choice([rng.randint(1, most) for most in (8, 12, 20, 40, 100, 320)])
         templates = COUNT_TO if rng.random() < 0.6 else COUNT_TO_FROM_ONE
     else:
         first = rng.randint(0, rng.choice([99, 320, 999]))
         last, templates = first + rng.randint(0, rng.choice([6, 12, 24])), COUNT_TO
-    question = phrase(rng, templates, A=str(first), B=str(last))
+    return list_turn(phrase(rng, templates, A=str(first), B=str(last)), first, last)
+
+
+def list_turn(question: str, first: int, last: int) -> Turn:
+    """The list ends as the question does, with N and a full stop, so that stopping is copying."""
     answer = " ".join(str(number) for number in range(first, last + 1)) + "."
     return Turn("count_to", question, f"Let me count from {first} to {last}.", answer, answer)
 

@@ -87,11 +87,15 @@ def train(options: argparse.Namespace) -> None:
     steppers = optimizers(network, options.muon_rate, options.adam_rate)
     rates = [group["lr"] for stepper in steppers for group in stepper.param_groups]
     source = DataSource(options.seed)
+    source.plain_counts = options.plain_counts
     stream = batches(source, options.batch_tokens, random.Random(options.seed))
     started, tokens, recent = time.monotonic(), 0, 0.0
     for step in range(options.steps):
         easy = options.easy * max(0.0, 1 - step / options.easy_steps)
-        source.easy, source.source.max_letters = easy, int(8 + 24 * (1 - easy))
+        source.easy, source.source.max_letters = (
+            easy,
+            32 if options.resume else int(8 + 24 * (1 - easy)),
+        )
         ids, positions, learn = next(stream)
         loss = network(ids, positions, learn)
         loss.backward()
@@ -126,6 +130,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--easy", type=float, default=1.0, help="share of easy questions at first")
     parser.add_argument("--easy-steps", type=int, default=600, help="steps until none is left")
+    parser.add_argument("--plain-counts", type=float, default=0.4, help="letter counts among them")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--muon-rate", type=float, default=0.01)
     parser.add_argument("--adam-rate", type=float, default=0.002)
