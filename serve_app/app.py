@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ray import serve
 
-from serve_app import preflight
 from serve_app.autoscaling import autoscaling_config
 from serve_app.config import ServeConfig
 from serve_app.ingress import Ingress
@@ -62,7 +61,6 @@ def build(args: dict[str, str]) -> serve.Application:
     """
     config = ServeConfig.load(Path(args["config"]))
     config.require_redis()
-    preflight.check(config)
     return build_app(config)
 
 

@@ -18,6 +18,9 @@ from serve_app.openai import errors, sse
 from serve_app.openai.chat import ChatCompletion, ChatStream
 from serve_app.openai.errors import ApiError
 
+CLIENT_LEFT = 499
+"""Counted, never sent: the client hung up."""
+
 
 class Settlement(Protocol):
     """What holds the request's reservation."""
@@ -55,6 +58,7 @@ class ChatRun:
         self._usage = Usage(prompt_tokens, 0, 0, 0)
         self._last_delta_at: float | None = None
         self._outcome = "abort"
+        self._closed = False
 
     async def answer(self, completion: ChatCompletion) -> bytes:
         """The whole response body.
@@ -92,11 +96,14 @@ class ChatRun:
     async def _deltas(self) -> AsyncGenerator[RequestOutput | None, None]:
         """Deltas up to the last; None after a silence of keep_alive_s."""
         try:
-            async with contextlib.aclosing(self._generation.outputs(self._keep_alive_s)) as batches:
+            async with contextlib.aclosing(self._generation.outputs(self._poll_s)) as batches:
                 async for batch in batches:
-                    if time.monotonic() > self._deadline:
+                    if batch:
+                        yield self._next(batch)
+                    elif time.monotonic() >= self._deadline:
                         raise errors.generation_timeout()
-                    yield self._next(batch) if batch else None
+                    else:
+                        yield None
             self._outcome = "ok"
         except ApiError:
             self._outcome = "error"
@@ -105,10 +112,32 @@ class ChatRun:
             self._outcome = "error"
             raise errors.replica_lost() from None
         finally:
-            self._settle()
+            self.close()
+
+    def close(self) -> None:
+        """Give the ticket back with what was used; only the first call counts."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._outcome == "abort":
+            self._metrics.answered(CLIENT_LEFT)
+        self._metrics.request_latency.observe(time.monotonic() - self._arrived)
+        self._metrics.used(self._usage)
+        self._ticket.settle(
+            prompt_tokens=self._usage.prompt_tokens,
+            cached_tokens=self._usage.cached_tokens,
+            output_tokens=self._usage.completion_tokens,
+            outcome=self._outcome,
+        )
+
+    def _poll_s(self) -> float:
+        """How long a silence may last: up to the next keep-alive, or the end of the time."""
+        return max(0.0, min(self._keep_alive_s, self._deadline - time.monotonic()))
 
     def _next(self, batch: list[RequestOutput]) -> RequestOutput:
         output = merged(batch)
+        if output.finish_reason is None and time.monotonic() >= self._deadline:
+            raise errors.generation_timeout()
         self._measure(output)
         if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             raise _failure(output)
@@ -125,16 +154,6 @@ class ChatRun:
             self._usage = output.usage
         else:
             self._usage.completion_tokens += len(output.token_ids)
-
-    def _settle(self) -> None:
-        self._metrics.request_latency.observe(time.monotonic() - self._arrived)
-        self._metrics.used(self._usage)
-        self._ticket.settle(
-            prompt_tokens=self._usage.prompt_tokens,
-            cached_tokens=self._usage.cached_tokens,
-            output_tokens=self._usage.completion_tokens,
-            outcome=self._outcome,
-        )
 
 
 def merged(batch: list[RequestOutput]) -> RequestOutput:

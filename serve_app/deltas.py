@@ -64,6 +64,11 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
         return _submission_decoder.decode(data)
 
 
+def accepted(request_id: str) -> RequestOutput:
+    """The empty delta by which a replica says that the engine has taken a request."""
+    return RequestOutput(request_id)
+
+
 class ReplicaLostError(Exception):
     """The replica that fed this stream is gone."""
 
@@ -310,6 +315,8 @@ class DeltaLinks:
                 lambda: _ReplicaConnection(lambda: self._drop(address)), address.host, address.port
             )
         transport.write(_frame(Hello(address.token, self._replica)))
+        if transport.is_closing():
+            raise ConnectionResetError("the ingress hung up at once")
         self._links[address] = link
         if self._heartbeat is None:
             self._heartbeat = asyncio.create_task(self._beat())

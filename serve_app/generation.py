@@ -1,18 +1,27 @@
 """Generation: the tokens of one request, from whichever model replica runs it.
 
-Owns submission, the wait for deltas, one resubmission when a replica dies before it sent anything,
-and the abort when the reader goes away. Knows no HTTP, no OpenAI schema, no limits and no Ray: a
-replica is reached through `ModelClient`.
+Owns submission, the wait for deltas, one resubmission when a replica dies before it accepted the
+request, and the abort when the reader goes away. Knows no HTTP, no OpenAI schema, no limits and no
+Ray: a replica is reached through `ModelClient`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from cluster.request import EngineRequest, RequestOutput
-from serve_app.deltas import DeltaServer, DeltaStream, ReplicaLostError, Submission
+from serve_app.deltas import (
+    DeltaServer,
+    DeltaStream,
+    ReplicaLostError,
+    Submission,
+    accepted,
+)
+
+log = structlog.get_logger(__name__)
 
 MAX_ATTEMPTS = 2
 _LAST_DELTA_GRACE_S = 5.0
@@ -37,15 +46,17 @@ class Generation:
         self._model = model
         self._deltas = deltas
         self.started = False
-        """Whether a delta arrived; from then on the request is bound to its replica."""
+        """Whether a replica accepted the request; it is never run again then: it may kill."""
 
-    async def outputs(self, poll_s: float) -> AsyncGenerator[list[RequestOutput], None]:
-        """Batches of deltas, the last with a finish_reason; an empty one after poll_s of silence.
+    async def outputs(
+        self, poll_s: Callable[[], float]
+    ) -> AsyncGenerator[list[RequestOutput], None]:
+        """Batches of deltas, the last with a finish_reason; an empty one after poll_s() of silence.
 
         Closing the generator, or cancelling its reader, aborts the request.
 
         Raises:
-            ReplicaLostError: the replica died after its first delta, or twice before one.
+            ReplicaLostError: the replica died after it accepted the request, or two did before.
         """
         for attempt in range(MAX_ATTEMPTS):
             try:
@@ -57,7 +68,7 @@ class Generation:
                     raise
 
     async def _attempt(
-        self, attempt: int, poll_s: float
+        self, attempt: int, poll_s: Callable[[], float]
     ) -> AsyncGenerator[list[RequestOutput], None]:
         # A request id is never used twice: a dead replica's late deltas must find nobody.
         request_id = f"{self._request.request_id}.{attempt}"
@@ -67,10 +78,12 @@ class Generation:
         finished = False
         try:
             while not finished:
-                batch = await stream.take(poll_s)
-                self.started = self.started or bool(batch)
-                finished = bool(batch) and batch[-1].finish_reason is not None
-                yield batch
+                arrived = await stream.take(poll_s())
+                self.started = self.started or bool(arrived)
+                finished = bool(arrived) and arrived[-1].finish_reason is not None
+                batch = [output for output in arrived if output != accepted(request_id)]
+                if batch or not arrived:
+                    yield batch
         finally:
             self._deltas.close_stream(stream)
             if not finished:
@@ -79,8 +92,10 @@ class Generation:
     async def _submit(self, request: EngineRequest, stream: DeltaStream) -> None:
         try:
             await self._model.submit(Submission(request, self._deltas.address).encode())
-        except ReplicaLostError as error:
-            stream.fail(error)
+        except Exception as error:  # whatever it was, nobody else is left to tell the reader
+            if not isinstance(error, ReplicaLostError):
+                log.error("a submission failed", kind=type(error).__name__)
+            stream.fail(ReplicaLostError())
         else:
             # The last delta is written before the call returns, but travels by another connection.
             loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 from starlette.types import ASGIApp
@@ -42,7 +42,9 @@ class ServeModelClient:
         """See `serve_app.generation.ModelClient`."""
         try:
             await self._handle.submit.remote(submission)
-        except (RayError, BackPressureError) as error:
+        except RequestCancelledError:  # the client is gone; its handler is cancelled as well
+            raise asyncio.CancelledError from None
+        except (RayError, RayServeException) as error:
             raise ReplicaLostError(type(error).__name__) from None
 
 
@@ -55,7 +57,8 @@ class Ingress:
         self._store = Store(config.admission.redis_url, config.admission.pool)
         self._queue = _admission_queue(config, self._store)
         self._deltas = DeltaServer(
-            get_node_ip_address(), range(config.deltas.min_port, config.deltas.max_port + 1)
+            config.deltas.host or get_node_ip_address(),
+            range(config.deltas.min_port, config.deltas.max_port + 1),
         )
         tokenizer = Tokenizer(config.model.path)
         ChatTemplate(tokenizer).verify()

@@ -19,10 +19,18 @@ from pathlib import Path
 
 import psutil
 
+from serve_app.openai.errors import envelope, no_replica
+
 _PR_SET_CHILD_SUBREAPER = 36
 _PORTS_PER_INSTANCE = 100
 _LOGICAL_CPUS = 64
 """Placement on one machine is not limited by cores: ranks and replicas declare small shares."""
+
+
+_NO_INGRESS = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 2\r\n"
+    b"Cache-Control: no-cache\r\nConnection: close\r\n\r\n"
+) + envelope(no_replica(2))
 
 
 class PortTakenError(OSError):
@@ -34,14 +42,15 @@ class LocalCluster:
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        # Unix sockets lie below: HAProxy adds 72 characters and allows 97 in all.
-        self._directory = Path(tempfile.mkdtemp(prefix="dr-", dir="/tmp"))
+        self._directory: Path | None = None
 
     def start(self) -> None:
         """Bring up Ray, Serve's controller and HAProxy on the public port."""
+        # Unix sockets lie below: HAProxy adds 72 characters and allows 97 in all.
+        self._directory = Path(tempfile.mkdtemp(prefix="dr-", dir="/tmp"))
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         os.environ.pop("RAY_ADDRESS", None)
-        os.environ.update(self._environment())
+        os.environ.update(self._environment(self._directory))
         import ray
         from ray import serve
 
@@ -62,9 +71,14 @@ class LocalCluster:
             http_options={"host": self._host, "port": self._port},
             logging_config={"log_level": "WARNING"},
         )
+        # HAProxy answers by this file while no ingress runs; it is read at its next reload.
+        for page in self._directory.glob("h/*/500.http"):
+            page.write_bytes(_NO_INGRESS)
 
     def stop(self) -> None:
-        """End Ray and all that is left of it."""
+        """End Ray and all that is left of it; nothing to do if it was not started."""
+        if self._directory is None:
+            return
         import ray
 
         ray.shutdown()
@@ -80,6 +94,7 @@ class LocalCluster:
     @property
     def log_directory(self) -> Path:
         """Where Ray and Serve write their logs while the cluster lives."""
+        assert self._directory is not None, "start() first"
         return self._directory / "ray" / "session_latest" / "logs"
 
     def check_port(self) -> None:
@@ -94,9 +109,9 @@ class LocalCluster:
                     " port with --port or DEEPREQUEST_PORT"
                 ) from None
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, directory: Path) -> dict[str, str]:
         """Ray reads these when it is imported; its child processes inherit them."""
-        haproxy = self._directory / "h"
+        haproxy = directory / "h"
         base = _free_port_range(self._port)
         half = _PORTS_PER_INSTANCE // 2
         settings = {
@@ -120,8 +135,8 @@ class LocalCluster:
             "DIRECT_INGRESS_MAX_GRPC_PORT": base + _PORTS_PER_INSTANCE - 1,
         }
         return {f"RAY_SERVE_{name}": str(value) for name, value in settings.items()} | {
-            "HOME": str(self._directory),
-            "TMPDIR": str(self._directory),
+            "HOME": str(directory),
+            "TMPDIR": str(directory),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import psutil
 from rich.console import Console
+from rich.markup import escape
 
 from serve_app import preflight
 from serve_app.config import ServeConfig
@@ -27,6 +29,8 @@ from serve_app.tenancy.refusals import Refusal, StoreUnavailable
 DEMO_TENANT = "demo"
 _POLL_S = 0.5
 _READY_TIMEOUT_S = 60.0
+_LAST_WORDS_S = 0.5
+"""What error events need to reach their clients."""
 
 
 class LocalServiceError(RuntimeError):
@@ -70,7 +74,9 @@ class LocalService:
 
     def say(self, text: str) -> None:
         """One line, with the seconds since the start."""
-        self._console.print(f"[dim]{time.monotonic() - self._started_at:5.1f} s[/dim]  {text}")
+        self._console.print(
+            f"[dim]{time.monotonic() - self._started_at:5.1f} s[/dim]  {escape(text)}"
+        )
 
     def start(self) -> None:
         """Bring everything up and wait until the application answers."""
@@ -90,7 +96,7 @@ class LocalService:
         self.say(f"Ray and Serve are up; starting the ingress and {ranks} tensor-parallel rank(s)")
         self._deploy()
         self.say("ready")
-        self._console.print(self._how_to_use(secret))
+        self._console.print(self._how_to_use(secret), markup=False)
 
     def watch(self) -> None:
         """Look after Redis and tell changes of the replicas' states, until interrupted."""
@@ -108,10 +114,27 @@ class LocalService:
                 shown = replicas
 
     def stop(self) -> None:
-        """End everything that was started; safe at any moment."""
+        """End everything that was started; safe at any moment.
+
+        The ranks go first: each request that runs then ends with an error, not in silence.
+        """
+        with contextlib.suppress(StoreUnavailable):
+            self._end_ranks()
         self._cluster.stop()
         if self._redis is not None:
             self._redis.stop()
+
+    def _end_ranks(self) -> None:
+        if not self._redis_url:
+            return
+        found = asyncio.run(read_status(self._redis_url, self._config.admission.pool))
+        mine = {child.pid for child in psutil.Process().children(recursive=True)}
+        ranks = [rank["pid"] for replica in found["replicas"] for rank in replica["ranks"]]
+        for pid in mine.intersection(ranks):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if found["queue"]["running"]:
+            time.sleep(_LAST_WORDS_S)
 
     def _demo_key(self) -> str:
         """The secret of the demo key, made at the first start; the book goes to Redis."""
@@ -133,7 +156,8 @@ class LocalService:
         from serve_app.app import build_app
 
         admission = self._config.admission.model_copy(update={"redis_url": self._redis_url})
-        config = self._config.model_copy(update={"admission": admission})
+        deltas = self._config.deltas.model_copy(update={"host": "127.0.0.1"})
+        config = self._config.model_copy(update={"admission": admission, "deltas": deltas})
         try:
             serve.run(build_app(config), name="deeprequest", route_prefix="/")
         except RuntimeError:

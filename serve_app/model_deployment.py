@@ -21,7 +21,7 @@ from cluster.request import RequestOutput
 from cluster.text.tokenizer import Tokenizer
 from cluster.worker.ray_gang import RayGang, group_host
 from serve_app.config import ServeConfig
-from serve_app.deltas import DeltaAddress, DeltaLinks, Submission
+from serve_app.deltas import DeltaAddress, DeltaLinks, Submission, accepted
 from serve_app.replica_report import ReplicaReport
 from serve_app.tenancy.store import Store
 
@@ -66,7 +66,6 @@ class ModelDeployment:
         self._tasks = [asyncio.create_task(self._report.run())]
         await self._engine.start()
         self._report.state = "ready"
-        await self._report.tell()
         self._tasks.append(asyncio.create_task(self._leave_when_dead()))
 
     async def submit(self, submission: bytes) -> None:
@@ -82,6 +81,7 @@ class ModelDeployment:
         running = self._running[request_id] = _Running(submitted.address)
         try:
             self._engine.submit(submitted.request)
+            self._links.send(submitted.address, [accepted(request_id)])
             await running.done
         except asyncio.CancelledError:
             self._engine.abort(request_id)
@@ -92,6 +92,8 @@ class ModelDeployment:
     async def check_health(self) -> None:
         """Raises EngineDeadError when a rank, or the step loop, is gone or stuck."""
         await self._engine.check_health()
+        if self._tasks[0].done():
+            raise RuntimeError("this replica has stopped reporting to Redis")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The figures that `serve_app.autoscaling.BacklogPolicy` decides on."""

@@ -14,7 +14,7 @@ import structlog
 from cluster.request import EngineStats
 from serve_app.tenancy.capacity import CapacityReporter, PoolTotals, ReplicaLoad, pool_totals
 from serve_app.tenancy.refusals import StoreUnavailable
-from serve_app.tenancy.store import Store
+from serve_app.tenancy.store import Store, StoreError
 
 log = structlog.get_logger(__name__)
 
@@ -71,9 +71,9 @@ class ReplicaReport:
             try:
                 await self.tell()
                 silent = False
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StoreError) as error:
                 if not silent:
-                    log.warning("capacity is not reported", reason=error.reason)
+                    log.warning("capacity is not reported", reason=str(error))
                 silent = True
             await asyncio.sleep(PERIOD_S)
 

@@ -8,7 +8,13 @@ import pytest
 
 from cluster.request import EngineRequest, FinishReason, RequestOutput, SamplingParams, Usage
 from serve_app.chat_run import ChatRun
-from serve_app.deltas import DeltaLinks, DeltaServer, ReplicaLostError, Submission
+from serve_app.deltas import (
+    DeltaLinks,
+    DeltaServer,
+    ReplicaLostError,
+    Submission,
+    accepted,
+)
 from serve_app.generation import Generation
 from serve_app.metrics import Metrics
 from serve_app.openai.chat import ChatCompletion, ChatStream, ResponseHead
@@ -75,6 +81,16 @@ async def die_after_a_delta(links: DeltaLinks, submission: Submission) -> None:
     raise ReplicaLostError
 
 
+async def die_after_accepting(links: DeltaLinks, submission: Submission) -> None:
+    links.send(submission.address, [accepted(submission.request.request_id)])
+    await asyncio.sleep(0.05)
+    raise ReplicaLostError
+
+
+async def break_down(links: DeltaLinks, submission: Submission) -> None:
+    raise ZeroDivisionError
+
+
 async def never_finish(links: DeltaLinks, submission: Submission) -> None:
     links.send(submission.address, [delta(submission, "a")])
     await asyncio.sleep(60)
@@ -92,7 +108,7 @@ async def started(model: ScriptedModel) -> AsyncIterator[Generation]:
 
 async def text_of(generation: Generation) -> str:
     text = ""
-    async with contextlib.aclosing(generation.outputs(5)) as batches:
+    async with contextlib.aclosing(generation.outputs(lambda: 5)) as batches:
         async for batch in batches:
             text += "".join(output.content for output in batch)
     return text
@@ -130,11 +146,37 @@ def test_a_replica_that_dies_before_its_first_delta_is_replaced_once() -> None:
     asyncio.run(scenario())
 
 
-def test_a_replica_that_dies_after_a_delta_is_not_replaced() -> None:
+@pytest.mark.parametrize("end", [die_after_a_delta, die_after_accepting])
+def test_a_request_that_was_accepted_is_never_run_again(end: Script) -> None:
     async def scenario() -> None:
-        async with started(ScriptedModel(die_after_a_delta, answer)) as generation:
+        async with started(ScriptedModel(end, answer)) as generation:
             with pytest.raises(ReplicaLostError):
                 await text_of(generation)
+
+    asyncio.run(scenario())
+
+
+def test_a_submission_that_fails_in_any_way_ends_the_wait() -> None:
+    async def scenario() -> None:
+        async with started(ScriptedModel(break_down, break_down)) as generation:
+            with pytest.raises(ReplicaLostError):
+                await asyncio.wait_for(text_of(generation), 5)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("events_read", [0, 1, 2])
+def test_a_stream_is_settled_once_wherever_its_client_leaves(events_read: int) -> None:
+    async def scenario() -> None:
+        receipts = Receipts()
+        async with started(ScriptedModel(never_finish)) as generation:
+            run = run_of(generation, receipts)
+            events = run.events(ChatStream(HEAD, "think_tags", thinking=False))
+            for _ in range(events_read):
+                await anext(events)
+            await events.aclose()
+            run.close()
+        assert [outcome for *_, outcome in receipts.settled] == ["abort"]
 
     asyncio.run(scenario())
 
@@ -143,7 +185,7 @@ def test_a_reader_that_leaves_cancels_the_call() -> None:
     async def scenario() -> None:
         model = ScriptedModel(never_finish)
         async with started(model) as generation:
-            async with contextlib.aclosing(generation.outputs(5)) as batches:
+            async with contextlib.aclosing(generation.outputs(lambda: 5)) as batches:
                 await anext(batches)
             await asyncio.sleep(0.05)
             assert model.cancelled == 1
