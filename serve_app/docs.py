@@ -81,7 +81,7 @@ def install_docs(app: FastAPI) -> None:
 
     handlers: tuple[Callable[..., Any], ...] = (docs, redoc, openapi_json, _asset)
     for path, handler in zip(PUBLIC_PATHS, handlers, strict=True):
-        app.add_api_route(path, handler, methods=["GET"], include_in_schema=False)
+        app.add_api_route(path, handler, methods=["GET", "HEAD"], include_in_schema=False)
 
 
 async def _asset(name: str) -> Response:

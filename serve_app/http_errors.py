@@ -6,8 +6,10 @@ them: messages are fixed by status, a framework's own words never reach a client
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from serve_app.openai import errors
 from serve_app.openai.errors import ApiError, envelope
@@ -54,7 +56,7 @@ def _by_status(status: int, headers: dict[str, str], request: Request) -> ApiErr
     if status == 404:
         return errors.unknown_url()
     if status == 405:
-        return errors.method_not_allowed(headers)
+        return errors.method_not_allowed({"allow": _allowed(request)})
     if status == 401:
         return errors.invalid_api_key()
     if status == 403:
@@ -63,6 +65,15 @@ def _by_status(status: int, headers: dict[str, str], request: Request) -> ApiErr
         error = errors.internal_error(_request_id(request))
         return ApiError(status, error.message, type=error.type, code=error.code, headers=headers)
     return ApiError(status, "The request is not valid.", headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes of this path; the framework names those of the first one only."""
+    methods: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
 
 
 def _request_id(request: Request) -> str | None:

@@ -6,6 +6,9 @@ under Ray Serve, and passes responses through as they come. Refuses to know rout
 
     request  --> headers bounded? --> encoding, type, length? --> route reads: counted, timed
     response <-- x-request-id  <----------------- or the envelope of what went wrong
+
+Ray Serve has a request id of its own: the client's x-request-id, whatever it is, which it adds to
+responses after the application. `serve_middlewares` makes that one sane before Serve sees it.
 """
 
 import asyncio
@@ -16,6 +19,7 @@ import uuid
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,9 +55,9 @@ class HttpLimits:
         body_deadline_s: float = BODY_DEADLINE_S,
         server_echoes_request_id: bool = False,
     ) -> None:
-        """`server_echoes_request_id`: the server adds x-request-id to responses, as Ray Serve does.
+        """`server_echoes_request_id`: the server adds the request's x-request-id to responses.
 
-        It is then not added a second time.
+        It is then not added a second time. Wrap such a server in SaneRequestId.
         """
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -113,6 +117,27 @@ class HttpLimits:
             if response.started and not response.complete:
                 raise BrokenResponseError(request_id) from None
             body.refusal = errors.internal_error(request_id)
+
+
+class SaneRequestId:
+    """Gives every request exactly one x-request-id: the client's if it is sane, else a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = MutableHeaders(scope=scope)
+            headers["x-request-id"] = _request_id(headers.get("x-request-id"))
+        await self._app(scope, receive, send)
+
+
+def serve_middlewares() -> list[Middleware]:
+    """What Ray Serve puts around its own middleware.
+
+    Named by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.http_limits.serve_middlewares.
+    """
+    return [Middleware(SaneRequestId)]
 
 
 class _Body:

@@ -30,6 +30,15 @@ class ReplicaLoad(Protocol):
     def stats(self) -> EngineStats: ...
 
 
+class ClusterLoad(Protocol):
+    """The replicas and the queue at one instant."""
+
+    @property
+    def replicas(self) -> Sequence[ReplicaLoad]: ...
+    @property
+    def queued(self) -> int: ...
+
+
 class Metrics:
     """The metrics of one ingress, together with the load of all replicas it knows of."""
 
@@ -40,7 +49,7 @@ class Metrics:
         self._registry.register(self._cluster)
         self._requests = Counter(
             "deeprequest_requests",
-            "Answered chat requests by HTTP status.",
+            "Chat requests by the HTTP status of their answer; 499: the client hung up.",
             ("ingress", "status"),
             registry=self._registry,
         )
@@ -70,9 +79,12 @@ class Metrics:
         self._cached.inc(usage.cached_tokens)
         self._generated.inc(usage.completion_tokens)
 
-    def exposition(self, replicas: Sequence[ReplicaLoad], queued: int) -> bytes:
-        """The Prometheus text format, with the cluster's load as of this snapshot."""
-        self._cluster.snapshot = (replicas, queued)
+    def exposition(self, load: ClusterLoad | None) -> bytes:
+        """The Prometheus text format, with the cluster's load as of this snapshot.
+
+        None: the store that knows it is away, and what it knows is left out.
+        """
+        self._cluster.load = load
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str) -> Counter:
@@ -90,12 +102,21 @@ class _ClusterCollector(Collector):
     """Gauges and counters that the replicas keep themselves."""
 
     def __init__(self) -> None:
-        self.snapshot: tuple[Sequence[ReplicaLoad], int] = ((), 0)
+        self.load: ClusterLoad | None = None
 
     def collect(self) -> Iterable[Metric]:
-        replicas, queued = self.snapshot
         yield GaugeMetricFamily(
-            "deeprequest_queue_length", "Requests waiting in the admission queue.", value=queued
+            "deeprequest_admission_store_up",
+            "Whether Redis answered when this was read, 0 or 1.",
+            value=self.load is not None,
+        )
+        if self.load is None:
+            return
+        replicas = self.load.replicas
+        yield GaugeMetricFamily(
+            "deeprequest_queue_length",
+            "Requests waiting in the admission queue.",
+            value=self.load.queued,
         )
         yield GaugeMetricFamily(
             "deeprequest_replicas_ready",

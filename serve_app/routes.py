@@ -1,27 +1,33 @@
 """The HTTP surface: which paths there are, who may call them, what they answer.
 
-Owns paths, methods, authentication and response headers. Default deny: every route of the `guarded`
-router demands a key before it reads a body; the public ones are listed in PUBLIC_PATHS. What a
-route does is elsewhere. Runs under Ray Serve and under any ASGI server alike.
+Owns paths, methods, authentication and response headers. Default deny: every route demands a key
+before it reads a body; the public ones are listed in PUBLIC_PATHS. What a route does is elsewhere.
+Runs under Ray Serve and under any ASGI server alike.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
+from serve_app.chat_run import CLIENT_LEFT
 from serve_app.chat_service import ChatService
 from serve_app.docs import PUBLIC_PATHS as DOCS_PATHS
 from serve_app.docs import chat_route, install_docs
+from serve_app.event_stream import EventStream
 from serve_app.http_errors import install_error_handlers
-from serve_app.metrics import ReplicaLoad
-from serve_app.openai import errors, sse
+from serve_app.metrics import Metrics, ReplicaLoad
+from serve_app.openai import errors
+from serve_app.openai.errors import ApiError
 from serve_app.openai.schema import DEFAULT_MAX_TOKENS, MAX_TOKENS, parse_chat_request
 from serve_app.refusal_errors import api_error
 from serve_app.tenancy.admission import Identity
-from serve_app.tenancy.refusals import Refusal
+from serve_app.tenancy.refusals import Refusal, StoreUnavailable
 
 PUBLIC_PATHS = ("/health", "/ready", "/metrics", *DOCS_PATHS)
 _COLD_START_S = 10.0
@@ -43,44 +49,54 @@ def create_app(service: ChatService, view: Callable[[], Awaitable[ClusterView]])
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # its Location would be made of the client's Host header
     )
     install_error_handlers(app)
     install_docs(app)
     app.include_router(_public(service, view))
-    app.include_router(_guarded(service))
+    app.include_router(_models(service))
+    app.include_router(_chat(service))
     return app
 
 
 def _public(service: ChatService, view: Callable[[], Awaitable[ClusterView]]) -> APIRouter:
     router = APIRouter(tags=["Operation"])
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", summary="Whether this process answers")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", summary="Whether a model replica has completed an engine step")
     async def ready() -> dict[str, Any]:
-        replicas = (await _seen(view)).replicas
+        try:
+            replicas = (await view()).replicas
+        except Refusal as refusal:
+            raise api_error(refusal) from None
         count = sum(replica.ready for replica in replicas)
         if not count:
             raise errors.no_replica(_COLD_START_S)
         return {"status": "ready", "replicas": count}
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
-        seen = await _seen(view)
-        text = service.metrics.exposition(seen.replicas, seen.queued)
+        try:
+            load = await view()
+        except StoreUnavailable:
+            load = None
+        text = service.metrics.exposition(load)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 
 
-def _guarded(service: ChatService) -> APIRouter:
+def _models(service: ChatService) -> APIRouter:
     async def identified(request: Request) -> Identity:
         return await service.identify(request.headers.get("authorization"))
 
     router = APIRouter(prefix="/v1", dependencies=[Depends(identified)])
-    Caller = Annotated[Identity, Depends(identified)]
 
     @router.get("/models", tags=["Models"], summary="The models served here")
     async def models() -> dict[str, Any]:
@@ -92,13 +108,24 @@ def _guarded(service: ChatService) -> APIRouter:
             raise errors.model_not_found()
         return model_object(service)
 
+    return router
+
+
+def _chat(service: ChatService) -> APIRouter:
+    async def identified(request: Request) -> Identity:
+        with _counted(service.metrics):
+            return await service.identify(request.headers.get("authorization"))
+
+    Caller = Annotated[Identity, Depends(identified)]
+    router = APIRouter(prefix="/v1", dependencies=[Depends(identified)])
+
     @router.post("/chat/completions", **chat_route(service.facts.id))
     async def chat_completions(request: Request, caller: Caller) -> Response:
-        parsed = parse_chat_request(await request.body())
-        reply = await service.begin(parsed, caller, _patience_s(request))
+        with _counted(service.metrics):
+            parsed = parse_chat_request(await request.body())
+            reply = await service.begin(parsed, caller, _patience_s(request))
         if reply.request.stream:
-            headers = {**sse.HEADERS, **reply.headers}
-            return StreamingResponse(reply.events(), headers=headers)
+            return EventStream(reply)
         body = await reply.body()
         return Response(body, headers={"content-type": "application/json", **reply.headers})
 
@@ -121,11 +148,20 @@ def model_object(service: ChatService) -> dict[str, Any]:
     }
 
 
-async def _seen(view: Callable[[], Awaitable[ClusterView]]) -> ClusterView:
+@contextlib.contextmanager
+def _counted(metrics: Metrics) -> Iterator[None]:
+    """Counts a chat request that ends in here, before it is a run: a run counts itself."""
     try:
-        return await view()
-    except Refusal as refusal:
-        raise api_error(refusal) from None
+        yield
+    except ApiError as error:
+        metrics.answered(error.status)
+        raise
+    except (ClientDisconnect, asyncio.CancelledError):
+        metrics.answered(CLIENT_LEFT)
+        raise
+    except Exception:
+        metrics.answered(500)
+        raise
 
 
 def _patience_s(request: Request) -> float | None:

@@ -22,6 +22,7 @@ def application() -> FastAPI:
     async def api_error() -> Response:
         raise errors.no_replica(3)
 
+    @app.head("/bug")
     @app.get("/bug")
     async def bug() -> Response:
         raise RuntimeError("secret words of a client")
@@ -70,6 +71,10 @@ def test_a_wrong_method_is_told_the_right_one() -> None:
     assert reply.status_code == 405
     assert reply.headers["allow"] == "GET"
     error_of(reply)
+
+
+def test_allow_names_the_methods_of_every_route_of_the_path() -> None:
+    assert ask("/bug", "POST").headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import pytest
 import structlog
 import uvicorn
 from fastapi import FastAPI, Request
+from ray.serve._private.http_util import RequestIdMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.http_errors import install_error_handlers
-from serve_app.http_limits import BrokenResponseError, HttpLimits
+from serve_app.http_limits import BrokenResponseError, HttpLimits, serve_middlewares
 
 MAX_BODY = 1000
 MAX_HEADERS = 4000
@@ -240,8 +241,7 @@ def test_every_error_has_an_envelope_and_an_id(
 
 def test_the_connection_stays_usable_after_a_refusal(address: tuple[str, int]) -> None:
     with connect(address) as client:
-        wrong = head("/length", "content-type: text/plain", "content-length: 2") + b"{}"
-        client.sendall(wrong)
+        client.sendall(head("/length", "content-type: text/plain", "content-length: 2") + b"{}")
         assert read_reply(client).status == 415
         client.sendall(head("/length", "content-length: 2") + b"{}")
         assert read_reply(client).status == 200
@@ -295,6 +295,10 @@ def http_scope(**changes: Any) -> Scope:
 
 def run(app: Any, incoming: list[Message], scope: Scope | None = None) -> list[Message]:
     """What the wrapped `app` sends to a server that delivers `incoming`."""
+    return exchange(HttpLimits(app, max_body_bytes=MAX_BODY), incoming, scope or http_scope())
+
+
+def exchange(app: Any, incoming: list[Message], scope: Scope) -> list[Message]:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -303,7 +307,7 @@ def run(app: Any, incoming: list[Message], scope: Scope | None = None) -> list[M
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(HttpLimits(app, max_body_bytes=MAX_BODY)(scope or http_scope(), receive, send))
+    asyncio.run(app(scope, receive, send))
     return sent
 
 
@@ -368,24 +372,22 @@ def test_a_length_of_a_million_digits_costs_nothing() -> None:
     assert sent[0]["status"] == 413
 
 
-def test_the_id_is_left_to_a_server_that_echoes_it() -> None:
-    sent: list[Message] = []
+@pytest.mark.parametrize("offered", [b"abc", b"x" * 300, b"a<script>", None])
+def test_under_ray_serve_one_sane_id_is_echoed_and_told_to_the_route(offered: bytes | None) -> None:
     seen: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope["state"]["request_id"])
         await Response()(scope, receive, send)
 
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    async def receive() -> Message:
-        return {"type": "http.request"}
-
-    limits = HttpLimits(app, server_echoes_request_id=True)
-    asyncio.run(limits(http_scope(headers=[(b"x-request-id", b"abc")]), receive, send))
-    assert seen == ["abc"]
-    assert "x-request-id" not in {name.decode() for name, _ in sent[0]["headers"]}
+    served: Any = RequestIdMiddleware(HttpLimits(app, server_echoes_request_id=True))
+    for middleware in serve_middlewares():
+        served = middleware.cls(served, *middleware.args, **middleware.kwargs)
+    headers = [] if offered is None else [(b"x-request-id", offered)] * 2
+    sent = exchange(served, [{"type": "http.request"}], http_scope(headers=headers))
+    (echoed,) = [value for name, value in sent[0]["headers"] if name == b"x-request-id"]
+    assert seen == [echoed.decode()]
+    assert re.fullmatch(r"abc|req_[0-9a-f]{32}", seen[0])
 
 
 def test_other_protocols_pass_untouched() -> None:
@@ -394,6 +396,5 @@ def test_other_protocols_pass_untouched() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope)
 
-    lifespan = {"type": "lifespan"}
-    run(app, [], lifespan)
-    assert seen == [lifespan]
+    run(app, [], {"type": "lifespan"})
+    assert seen == [{"type": "lifespan"}]

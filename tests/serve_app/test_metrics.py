@@ -1,5 +1,6 @@
 """The exposition parses as Prometheus text and says what the replicas said."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,6 +16,12 @@ class Load:
     stats: EngineStats
 
 
+@dataclass
+class View:
+    replicas: Sequence[Load]
+    queued: int
+
+
 def samples(text: bytes) -> dict[str, float]:
     families = text_string_to_metric_families(text.decode())
     return {s.name: s.value for family in families for s in family.samples}
@@ -22,13 +29,14 @@ def samples(text: bytes) -> dict[str, float]:
 
 def test_replica_stats_become_gauges_and_counters() -> None:
     stats = EngineStats(running=3, waiting=2, kv_total_blocks=100, kv_free_blocks=75, steps=9)
-    values = samples(Metrics("in-1").exposition([Load("r1", True, stats)], queued=4))
+    values = samples(Metrics("in-1").exposition(View([Load("r1", True, stats)], 4)))
     assert values["deeprequest_num_requests_running"] == 3
     assert values["deeprequest_kv_blocks_used"] == 25
     assert values["deeprequest_kv_cache_usage_perc"] == 0.25
     assert values["deeprequest_engine_steps_total"] == 9
     assert values["deeprequest_queue_length"] == 4
     assert values["deeprequest_replicas_ready"] == 1
+    assert values["deeprequest_admission_store_up"] == 1
 
 
 def test_finished_requests_add_up() -> None:
@@ -37,9 +45,20 @@ def test_finished_requests_add_up() -> None:
         metrics.answered(200)
         metrics.used(Usage(10, 5, 8, 2))
         metrics.time_to_first_token.observe(0.2)
-    values = samples(metrics.exposition([], queued=0))
+    values = samples(metrics.exposition(View([], 0)))
     assert values["deeprequest_requests_total"] == 2
     assert values["deeprequest_prompt_tokens_total"] == 20
     assert values["deeprequest_cached_tokens_total"] == 16
     assert values["deeprequest_generation_tokens_total"] == 10
     assert values["deeprequest_time_to_first_token_seconds_count"] == 2
+
+
+def test_without_the_store_the_ingress_still_tells_what_it_counted_itself() -> None:
+    metrics = Metrics("in-1")
+    metrics.answered(200)
+    metrics.exposition(View([Load("r1", True, EngineStats(running=3))], 4))
+    values = samples(metrics.exposition(None))
+    assert values["deeprequest_requests_total"] == 1
+    assert values["deeprequest_admission_store_up"] == 0
+    assert "deeprequest_queue_length" not in values
+    assert "deeprequest_num_requests_running" not in values
