@@ -1,4 +1,4 @@
-"""All that crosses to a rank and back in one step, and its wire encoding.
+"""All that crosses to a rank in one step, its wire encoding, and rank 0's answer.
 
 A *row* is a slot of the workers' persistent batch (0 … max_num_seqs - 1). The scheduler hands
 rows out and takes them back; every rank mirrors the same rows from the same frames, so a step
@@ -60,8 +60,11 @@ class SchedulerOutput(msgspec.Struct, array_like=True):
         return sum(scheduled.num_tokens for scheduled in self.scheduled)
 
 
-class ModelRunnerOutput(msgspec.Struct, array_like=True):
-    """Rank 0's answer: one drawn token per sampling row, in the order of `scheduled`."""
+class ModelRunnerOutput(msgspec.Struct):
+    """Rank 0's answer: one drawn token per sampling row, in the order of `scheduled`.
+
+    It never travels: the engine core lives in rank 0's process.
+    """
 
     step: int
     rows: list[int]
@@ -71,20 +74,14 @@ class ModelRunnerOutput(msgspec.Struct, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_scheduler_output = msgspec.msgpack.Decoder(SchedulerOutput)
-_model_runner_output = msgspec.msgpack.Decoder(ModelRunnerOutput)
+_decoder = msgspec.msgpack.Decoder(SchedulerOutput)
 
 
-def encode(frame: SchedulerOutput | ModelRunnerOutput) -> bytes:
+def encode(frame: SchedulerOutput) -> bytes:
     """The frame as msgpack bytes."""
     return _encoder.encode(frame)
 
 
 def decode_scheduler_output(data: bytes | memoryview) -> SchedulerOutput:
     """Raises msgspec.DecodeError on a malformed frame."""
-    return _scheduler_output.decode(data)
-
-
-def decode_model_runner_output(data: bytes | memoryview) -> ModelRunnerOutput:
-    """Raises msgspec.DecodeError on a malformed frame."""
-    return _model_runner_output.decode(data)
+    return _decoder.decode(data)

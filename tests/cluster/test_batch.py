@@ -7,11 +7,9 @@ from hypothesis import given, settings
 
 from cluster.batch import (
     AppendedRow,
-    ModelRunnerOutput,
     ScheduledRow,
     SchedulerOutput,
     StartedRow,
-    decode_model_runner_output,
     decode_scheduler_output,
     encode,
 )
@@ -42,18 +40,11 @@ def test_a_scheduler_frame_survives_the_wire(frame: SchedulerOutput) -> None:
     assert decode_scheduler_output(memoryview(encode(frame))) == frame
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.builds(ModelRunnerOutput, st.integers(0, 2**40), ids, ids, ids))
-def test_an_answer_survives_the_wire(answer: ModelRunnerOutput) -> None:
-    assert decode_model_runner_output(encode(answer)) == answer
-
-
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200))
 def test_noise_is_a_decode_error_and_nothing_else(noise: bytes) -> None:
-    for decode in (decode_scheduler_output, decode_model_runner_output):
-        with pytest.raises(msgspec.DecodeError):
-            decode(noise)
+    with pytest.raises(msgspec.DecodeError):
+        decode_scheduler_output(noise)
 
 
 @settings(deadline=None, max_examples=50)
