@@ -5,16 +5,18 @@ are imported inside the commands, so that `--help` stays quick. Knows no Ray and
 """
 
 import asyncio
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from serve_app.config import ConfigError, ServeConfig
-from serve_app.config import state_dir as resolved_state_dir
+from serve_app.config import ConfigError, ServeConfig, ServiceState, service_state
 
 app = typer.Typer(
     help="Self-hosted serving of DeepSeek R1 32B behind an OpenAI-compatible API.",
@@ -29,8 +31,31 @@ StateDir = Annotated[
     Path | None,
     typer.Option(help="Keys, Redis data, run files; else DEEPREQUEST_STATE_DIR or .deeprequest/"),
 ]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="The service's YAML file, where it names Redis, a pool, a key file or a pepper file; "
+        "else DEEPREQUEST_REDIS_URL or the state directory's Redis, pool `main`, and the state "
+        "directory's files.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-out = Console(soft_wrap=True)
+# Labels and paths are people's words: `[/x]` in them is no markup and `:x:` no picture.
+out = Console(soft_wrap=True, markup=False, emoji=False)
+
+
+@contextlib.contextmanager
+def _told_plainly() -> Iterator[None]:
+    """What whoever types the command can mend is one line and exit code 1, not a traceback."""
+    from serve_app.tenancy.refusals import StoreUnavailable
+
+    try:
+        yield
+    except StoreUnavailable as error:
+        _fail(f"Redis does not answer: {error.reason}")
+    except (ValueError, OSError) as error:
+        _fail(str(error))
 
 
 @app.command()
@@ -50,25 +75,27 @@ def serve(
 
 
 @keys_app.command("create")
-def keys_create(
+@_told_plainly()
+def keys_create(  # noqa: PLR0913 - each is an option of the command
     tenant: Annotated[str, typer.Option(help="Who the key belongs to.")],
     rpm: Annotated[int, typer.Option(min=0, help="Requests per minute; 0: no limit.")] = 0,
     tpm: Annotated[int, typer.Option(min=0, help="Tokens per minute; 0: no limit.")] = 0,
     concurrency: Annotated[int, typer.Option(min=0, help="Requests at a time; 0: no limit.")] = 0,
     burst: Annotated[int, typer.Option(min=1, help="Seconds' worth of a rate at once.")] = 60,
     label: Annotated[str, typer.Option(help="A note for people.")] = "",
+    config: ConfigFile = None,
     state_dir: StateDir = None,
     json: Json = False,
 ) -> None:
     """Make a key. Its secret is shown once and stored nowhere."""
+    from serve_app.tenancy.keys import KeyFile, load_pepper
     from serve_app.tenancy.limiter import Limits
 
-    try:
-        limits = Limits(rpm=rpm, tpm=tpm, concurrency=concurrency, burst_s=burst)
-        created = _key_file(state_dir).create(tenant, limits, label=label)
-    except ValueError as error:
-        _fail(str(error))
-    _publish(state_dir)
+    state = service_state(config, state_dir)
+    limits = Limits(rpm=rpm, tpm=tpm, concurrency=concurrency, burst_s=burst)
+    key_file = KeyFile(state.keys_path, load_pepper(state.pepper_path))
+    created = key_file.create(tenant, limits, label=label)
+    _publish(state)
     if json:
         return _print_json(
             {"id": created.key.id, "secret": created.secret, "tenant": created.key.tenant}
@@ -78,9 +105,11 @@ def keys_create(
 
 
 @keys_app.command("list")
-def keys_list(state_dir: StateDir = None, json: Json = False) -> None:
+@_told_plainly()
+def keys_list(config: ConfigFile = None, state_dir: StateDir = None, json: Json = False) -> None:
     """All keys, without their secrets."""
-    rows = [_key_row(key) for key in _key_file(state_dir).read().keys]
+    state = service_state(config, state_dir)
+    rows = [_key_row(key) for key in _known_keys(state).read().keys]
     if json:
         return _print_json({"keys": rows})
     table = Table("id", "tenant", "status", "rpm", "tpm", "concurrency", "label")
@@ -91,47 +120,46 @@ def keys_list(state_dir: StateDir = None, json: Json = False) -> None:
 
 
 @keys_app.command("revoke")
+@_told_plainly()
 def keys_revoke(
     key_id: Annotated[str, typer.Argument(help="The id that `keys list` shows.")],
+    config: ConfigFile = None,
     state_dir: StateDir = None,
     json: Json = False,
 ) -> None:
     """End a key: its next request is refused."""
-    from serve_app.tenancy.keys import UnknownKey
-
-    try:
-        key = _key_file(state_dir).revoke(key_id)
-    except UnknownKey:
-        _fail(f"no key has the id {key_id}; `deeprequest keys list` shows them")
-    _publish(state_dir)
+    state = service_state(config, state_dir)
+    key_file = _known_keys(state)
+    if key_id not in {key.id for key in key_file.read().keys}:
+        _fail(
+            f"no key in {state.keys_path} has the id {key_id}; `deeprequest keys list` shows them"
+        )
+    key = key_file.revoke(key_id)
+    _publish(state)
     if json:
         return _print_json(_key_row(key))
     out.print(f"key {key.id} is revoked")
 
 
 @app.command()
-def status(state_dir: StateDir = None, json: Json = False) -> None:
+@_told_plainly()
+def status(config: ConfigFile = None, state_dir: StateDir = None, json: Json = False) -> None:
     """The replicas, their load and their ranks."""
     from serve_app.status import read_status
 
-    url = _running_redis(state_dir)
+    state = service_state(config, state_dir)
+    url = _running_redis(state)
     if url is None:
-        _fail(f"no service runs on {resolved_state_dir(state_dir)}; start one or give --state-dir")
-    found = asyncio.run(read_status(url))
+        _fail(f"no service runs on {state.state_dir}; start one, or give --state-dir or --config")
+    found = asyncio.run(read_status(url, state.admission.pool))
     if json:
         return _print_json(found)
     table = Table("replica", "state", "KV used", "running", "waiting", "ranks (pid@node)")
     for replica in found["replicas"]:
         ranks = ", ".join(f"{rank['pid']}@{rank['node']}" for rank in replica["ranks"])
         used = f"{replica['kv_used']:.0%}"
-        table.add_row(
-            replica["id"],
-            replica["state"],
-            used,
-            str(replica["running"]),
-            str(replica["waiting"]),
-            ranks,
-        )
+        load = [str(replica[name]) for name in ("running", "waiting")]
+        table.add_row(replica["id"], replica["state"], used, *load, ranks)
     out.print(table)
 
 
@@ -140,36 +168,31 @@ def main() -> None:
     app()
 
 
-def _key_file(state_dir: Path | None) -> Any:
-    from serve_app.tenancy.keys import KeyFile, KeyFileError, load_pepper
+def _known_keys(state: ServiceState) -> Any:
+    """The key file without the pepper, which only a new key needs: nothing is made on disk."""
+    from serve_app.tenancy.keys import KeyFile
 
-    folder = resolved_state_dir(state_dir)
-    try:
-        return KeyFile(folder / "keys.json", load_pepper(folder / "pepper"))
-    except (KeyFileError, OSError) as error:
-        _fail(str(error))
+    return KeyFile(state.keys_path, b"")
 
 
-def _publish(state_dir: Path | None) -> None:
+def _publish(state: ServiceState) -> None:
     """Tell a running service at once; one that starts later reads the file."""
     from serve_app.status import publish_keys
     from serve_app.tenancy.refusals import StoreUnavailable
 
-    url = _running_redis(state_dir)
+    url = _running_redis(state)
     if url is None:
         return
     try:
-        asyncio.run(publish_keys(url, _key_file(state_dir).read()))
+        asyncio.run(publish_keys(url, _known_keys(state).read(), state.admission.pool))
     except StoreUnavailable as error:
-        _fail(f"the key file is written, but Redis at {url} does not answer: {error.reason}")
+        _fail(f"{state.keys_path} is written, but Redis does not answer: {error.reason}")
 
 
-def _running_redis(state_dir: Path | None) -> str | None:
-    from serve_app.config import ShortEnvironment
+def _running_redis(state: ServiceState) -> str | None:
     from serve_app.tenancy.redis_server import running_url
 
-    given = ShortEnvironment().redis_url
-    return given or running_url(resolved_state_dir(state_dir) / "redis")
+    return state.admission.redis_url or running_url(state.state_dir / "redis")
 
 
 def _key_row(key: Any) -> dict[str, Any]:
@@ -185,5 +208,6 @@ def _print_json(value: Any) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {message}", highlight=False)
+    line = Text.assemble(("error:", "red"), " ", message)
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
     raise typer.Exit(1)

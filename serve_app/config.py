@@ -3,7 +3,8 @@
 Owns the YAML file's schema and the environment: nothing else in the project reads either. Values
 come from, strongest first: command-line options, `DEEPREQUEST_*` variables
 (`DEEPREQUEST_HTTP__PORT`; `DEEPREQUEST_PORT`, `DEEPREQUEST_STATE_DIR` and `DEEPREQUEST_REDIS_URL`
-for short), the YAML file, the defaults here. Unknown keys are errors. Knows no Ray and no Redis.
+for short), the YAML file, the defaults here. An empty variable counts as unset. Unknown keys are
+errors. Knows no Ray and no Redis.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from cluster.config import EngineConfig
@@ -63,7 +65,8 @@ class AdmissionSection(Section):
     """None: a private redis-server is started in the state directory (`deeprequest serve` only)."""
     pool: str = "main"
     pepper_file: str | None = None
-    """File with the secret that keys are hashed with; None: `<state-dir>/pepper`."""
+    """File with the secret that keys are hashed with; None: `<state-dir>/pepper`. This path and the
+    next are relative to the YAML file."""
     keys_file: str | None = None
     """File that keys and tenants are kept in; None: `<state-dir>/keys.json`."""
     lease_s: float = Field(10.0, gt=0.5)
@@ -74,6 +77,8 @@ class AdmissionSection(Section):
 class DeltaSection(Section):
     """The token stream from model replicas back to an ingress."""
 
+    host: str | None = None
+    """Address an ingress listens on for its replicas; None: its node's address."""
     min_port: int = Field(20100, ge=1024, le=65535)
     max_port: int = Field(20199, ge=1024, le=65535)
 
@@ -101,18 +106,35 @@ class DeploymentSection(Section):
     """How long a replica that is asked to leave may finish its streams."""
 
 
-class ServeConfig(Section):
+class ServiceState(Section):
+    """Where a service keeps its state: all that the commands beside `serve` need to know."""
+
+    admission: AdmissionSection = AdmissionSection()
+    state_dir: Path = DEFAULT_STATE_DIR
+
+    @property
+    def pepper_path(self) -> Path:
+        """The file with the secret that keys are hashed with."""
+        given = self.admission.pepper_file
+        return Path(given) if given else self.state_dir / "pepper"
+
+    @property
+    def keys_path(self) -> Path:
+        """The file that keys and tenants are kept in."""
+        given = self.admission.keys_file
+        return Path(given) if given else self.state_dir / "keys.json"
+
+
+class ServeConfig(ServiceState):
     """The whole configuration, resolved. `ServeConfig.load` is the way in."""
 
     model: ModelSection
     engine: dict[str, Any] = {}
     """Settings of `cluster.config.EngineConfig`, model_path excepted."""
     http: HttpSection = HttpSection()
-    admission: AdmissionSection = AdmissionSection()
     deltas: DeltaSection = DeltaSection()
     scaling: ScalingSection = ScalingSection()
     deployment: DeploymentSection = DeploymentSection()
-    state_dir: Path = DEFAULT_STATE_DIR
 
     @field_validator("engine")
     @classmethod
@@ -127,28 +149,36 @@ class ServeConfig(Section):
         """Read the YAML file at `path`; `options` such as `host`, `port`, `state_dir` win over it.
 
         Raises:
-            ConfigError: naming the file, the key and what is wrong with it.
+            ConfigError: naming the file, the key and what is wrong with it; or the variable.
         """
         values = _read_yaml(path)
         try:
             config = cls.model_validate(_Sources(**values).model_dump())
         except ValidationError as error:
             raise ConfigError(f"{path}: {_first_problem(error)}") from None
+        except SettingsError as error:
+            raise ConfigError(f"a DEEPREQUEST_* variable is not valid: {error}") from None
         return config.with_options(path.parent, **options)
 
     def with_options(self, base: Path, **options: Any) -> "ServeConfig":
         """A copy with command-line options and short environment names applied."""
-        short = ShortEnvironment()
+        short = short_environment()
         http = {"host": options.get("host"), "port": options.get("port") or short.port}
         given = {name: value for name, value in http.items() if value is not None}
         model_path = (base / self.model.path).resolve()
-        redis_url = short.redis_url or self.admission.redis_url
+        admission = self.admission
+        files = {
+            name: str((base / file).resolve())
+            for name in ("pepper_file", "keys_file")
+            if (file := getattr(admission, name))
+        }
+        redis_url = {"redis_url": short.redis_url or admission.redis_url}
         return self.model_copy(
             update={
                 "http": HttpSection(**(self.http.model_dump() | given)),
                 "model": self.model.model_copy(update={"path": str(model_path)}),
-                "admission": self.admission.model_copy(update={"redis_url": redis_url}),
-                "state_dir": state_dir(options.get("state_dir")),
+                "admission": admission.model_copy(update=files | redis_url),
+                "state_dir": state_dir(options.get("state_dir"), self.state_dir),
             }
         )
 
@@ -156,18 +186,6 @@ class ServeConfig(Section):
         """Raises ConfigError unless Redis is named."""
         if self.admission.redis_url is None:
             raise ConfigError("set admission.redis_url or DEEPREQUEST_REDIS_URL")
-
-    @property
-    def pepper_path(self) -> Path:
-        """The file with the secret that keys are hashed with."""
-        given = self.admission.pepper_file
-        return Path(given) if given else self.state_dir / "pepper"
-
-    @property
-    def keys_path(self) -> Path:
-        """The file that keys and tenants are kept in."""
-        given = self.admission.keys_file
-        return Path(given) if given else self.state_dir / "keys.json"
 
     def engine_config(self) -> EngineConfig:
         """The engine's own settings, with the model's path filled in."""
@@ -178,7 +196,10 @@ class _Sources(BaseSettings, ServeConfig):
     """ServeConfig's values from the YAML file (as arguments) and the environment."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DEEPREQUEST_", env_nested_delimiter="__", extra="forbid"
+        env_prefix="DEEPREQUEST_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
     )
 
     @classmethod
@@ -194,18 +215,38 @@ class _Sources(BaseSettings, ServeConfig):
 
 
 class ShortEnvironment(BaseSettings):
-    """The variables that need no section name."""
+    """The variables that need no section name. `short_environment` is the way in."""
 
-    model_config = SettingsConfigDict(env_prefix="DEEPREQUEST_", extra="ignore")
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
 
-    port: int | None = Field(None, ge=1, le=65535)
-    state_dir: Path | None = None
-    redis_url: str | None = None
+    port: int | None = Field(None, ge=1, le=65535, validation_alias="DEEPREQUEST_PORT")
+    state_dir: Path | None = Field(None, validation_alias="DEEPREQUEST_STATE_DIR")
+    redis_url: str | None = Field(None, validation_alias="DEEPREQUEST_REDIS_URL")
 
 
-def state_dir(option: Path | None = None) -> Path:
-    """Where keys, Redis data and run information live: option, environment, else the default."""
-    return (option or ShortEnvironment().state_dir or DEFAULT_STATE_DIR).resolve()
+def short_environment() -> ShortEnvironment:
+    """Raises ConfigError naming the variable when a value is not valid."""
+    try:
+        return ShortEnvironment()
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from None
+
+
+def state_dir(option: Path | None = None, default: Path = DEFAULT_STATE_DIR) -> Path:
+    """Where keys, Redis data and run information live: option, environment, else `default`."""
+    return (option or short_environment().state_dir or default).resolve()
+
+
+def service_state(config: Path | None = None, option: Path | None = None) -> ServiceState:
+    """Of the service that runs with the YAML file `config`, or with none, on the state directory.
+
+    Raises:
+        ConfigError: the file or a variable is not valid.
+    """
+    if config is not None:
+        return ServeConfig.load(config, state_dir=option)
+    admission = AdmissionSection(redis_url=short_environment().redis_url)
+    return ServiceState(admission=admission, state_dir=state_dir(option))
 
 
 def engine_config(values: dict[str, Any], model_path: str) -> EngineConfig:
@@ -213,7 +254,8 @@ def engine_config(values: dict[str, Any], model_path: str) -> EngineConfig:
     try:
         return msgspec.convert(values | {"model_path": model_path}, EngineConfig, strict=False)
     except msgspec.ValidationError as error:
-        raise ValueError(f"engine: {error}") from None
+        problem, _, field = str(error).replace("`", "").partition(" - at $")
+        raise ValueError(f"engine{field}: {problem[0].lower()}{problem[1:]}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -230,4 +272,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_input=False, include_url=False)[0]
+    if problem["type"] == "value_error":  # of a validator here, which names the setting itself
+        return str(problem["ctx"]["error"])
     return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"

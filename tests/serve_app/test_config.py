@@ -1,13 +1,20 @@
 """Settings come from the file, the environment and the command line, and mistakes are named."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from serve_app.config import ConfigError, ServeConfig, state_dir
+from serve_app.config import ConfigError, ServeConfig, service_state, state_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = "model: {path: model}\n"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("DEEPREQUEST_")]:
+        monkeypatch.delenv(name)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -68,8 +75,76 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ServeConfig.load(tmp_path / "none.yaml")
 
 
-def test_the_state_directory_defaults_to_the_working_directory(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ("max_num_seqs: many", "engine.max_num_seqs: expected int, got str"),
+        ("device: gpu", "engine.device: invalid enum value 'gpu'"),
+        ("max_num_seq: 3", "engine: object contains unknown field max_num_seq"),
+        ("max_num_seqs: 0", "engine: max_num_seqs must be at least 1, not 0"),
+        ("model_path: m", "engine.model_path is set by model.path"),
+    ],
+)
+def test_a_mistake_in_the_engine_is_told_once(tmp_path: Path, engine: str, told: str) -> None:
+    path = written(tmp_path, f"{MINIMAL}engine: {{{engine}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        ServeConfig.load(path)
+    assert str(caught.value) == f"{path}: {told}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("DEEPREQUEST_PORT", "abc", "^DEEPREQUEST_PORT: "),
+        ("DEEPREQUEST_PORT", "0", "^DEEPREQUEST_PORT: "),
+        ("DEEPREQUEST_HTTP", "{", 'DEEPREQUEST_.* field "http"'),
+    ],
+)
+def test_a_bad_variable_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, named: str
 ) -> None:
-    monkeypatch.delenv("DEEPREQUEST_STATE_DIR", raising=False)
+    path = written(tmp_path, MINIMAL)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=named):
+        ServeConfig.load(path)
+
+
+def test_an_empty_variable_counts_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, MINIMAL + "http: {port: 1111}\n")
+    for name in ("PORT", "STATE_DIR", "REDIS_URL", "HTTP__PORT", "ENGINE__MAX_NUM_SEQS"):
+        monkeypatch.setenv(f"DEEPREQUEST_{name}", "")
+    config = ServeConfig.load(path)
+    assert config.http.port == 1111
+    assert config.admission.redis_url is None
+    assert state_dir() == config.state_dir == Path.cwd() / ".deeprequest"
+
+
+def test_the_state_directory_of_the_file_is_used_unless_another_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, f"{MINIMAL}state_dir: {tmp_path}/of-file\n")
+    assert ServeConfig.load(path).state_dir == tmp_path / "of-file"
+    monkeypatch.setenv("DEEPREQUEST_STATE_DIR", str(tmp_path / "of-environment"))
+    assert ServeConfig.load(path).state_dir == tmp_path / "of-environment"
+
+
+def test_key_and_pepper_files_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    text = "admission: {pepper_file: secret/pepper, keys_file: /keys/keys.json, pool: blue}\n"
+    state = service_state(written(tmp_path, MINIMAL + text))
+    assert state.pepper_path == tmp_path / "secret/pepper"
+    assert state.keys_path == Path("/keys/keys.json")
+    assert state.admission.pool == "blue"
+
+
+def test_without_a_file_the_state_directory_holds_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPREQUEST_REDIS_URL", "redis://127.0.0.1:1")
+    state = service_state(option=tmp_path)
+    assert (state.pepper_path, state.keys_path) == (tmp_path / "pepper", tmp_path / "keys.json")
+    assert state.admission.redis_url == "redis://127.0.0.1:1"
+    assert state.admission.pool == "main"
+
+
+def test_the_state_directory_defaults_to_the_working_directory() -> None:
     assert state_dir() == Path.cwd() / ".deeprequest"
