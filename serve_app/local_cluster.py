@@ -117,6 +117,7 @@ class LocalCluster:
         settings = {
             "ENABLE_HA_PROXY": 1,
             "THROUGHPUT_OPTIMIZED": 1,
+            "HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.http_limits.serve_middlewares",
             "HAPROXY_NBTHREAD": 1,
             # More than http_limits.MAX_HEADER_BYTES, so that it is the application that refuses.
             "HAPROXY_TUNE_BUFSIZE": 128 * 1024,
