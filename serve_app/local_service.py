@@ -9,10 +9,12 @@ import contextlib
 import fcntl
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -106,7 +108,7 @@ class LocalService:
             if self._redis is not None and self._redis.ensure():
                 self.say("Redis had died; it runs again with its data")
             with contextlib.suppress(StoreUnavailable):
-                replicas = asyncio.run(self._replicas())
+                replicas = self._states()
                 for replica in replicas.keys() | shown.keys():
                     state = replicas.get(replica, "gone")
                     if shown and shown.get(replica) != state:
@@ -127,7 +129,7 @@ class LocalService:
     def _end_ranks(self) -> None:
         if not self._redis_url:
             return
-        found = asyncio.run(read_status(self._redis_url, self._config.admission.pool))
+        found = self._status()
         mine = {child.pid for child in psutil.Process().children(recursive=True)}
         ranks = [rank["pid"] for replica in found["replicas"] for rank in replica["ranks"]]
         for pid in mine.intersection(ranks):
@@ -159,23 +161,48 @@ class LocalService:
         deltas = self._config.deltas.model_copy(update={"host": "127.0.0.1"})
         config = self._config.model_copy(update={"admission": admission, "deltas": deltas})
         try:
-            serve.run(build_app(config), name="deeprequest", route_prefix="/")
+            with self._progress_told():
+                serve.run(build_app(config), name="deeprequest", route_prefix="/")
         except RuntimeError:
             raise LocalServiceError(f"the application did not start: {_reason()}") from None
         self._await_ready()
 
+    @contextlib.contextmanager
+    def _progress_told(self) -> Iterator[None]:
+        """Print what starting replicas say of themselves, while the caller waits for them."""
+        done = threading.Event()
+
+        def tell() -> None:
+            told = ""
+            while not done.wait(_POLL_S):
+                with contextlib.suppress(StoreUnavailable):
+                    for replica in self._status()["replicas"]:
+                        if replica["progress"] not in ("", told):
+                            told = replica["progress"]
+                            self.say(f"replica {replica['id']}: {told}")
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            done.set()
+            teller.join()
+
     def _await_ready(self) -> None:
         deadline = time.monotonic() + _READY_TIMEOUT_S
-        while "ready" not in asyncio.run(self._replicas()).values():
+        while "ready" not in self._states().values():
             if time.monotonic() > deadline:
                 raise LocalServiceError(
                     f"no replica became ready; logs are in {self._cluster.log_directory}"
                 )
             time.sleep(0.1)
 
-    async def _replicas(self) -> dict[str, str]:
-        found = await read_status(self._redis_url, self._config.admission.pool)
-        return {replica["id"]: replica["state"] for replica in found["replicas"]}
+    def _status(self) -> dict[str, Any]:
+        return asyncio.run(read_status(self._redis_url, self._config.admission.pool))
+
+    def _states(self) -> dict[str, str]:
+        return {replica["id"]: replica["state"] for replica in self._status()["replicas"]}
 
     def _how_to_use(self, secret: str) -> str:
         http = self._config.http

@@ -48,6 +48,7 @@ class ModelDeployment:
         replica = serve.get_replica_context().replica_id.unique_id
         engine_config = config.engine_config()
         self._running: dict[str, _Running] = {}
+        self._progress = "starting its ranks"
         self._links = DeltaLinks(replica, self._abort_ingress)
         self._engine = AsyncEngine(
             engine_config,
@@ -64,7 +65,8 @@ class ModelDeployment:
             self._info,
         )
         self._tasks = [asyncio.create_task(self._report.run())]
-        await self._engine.start()
+        await self._engine.start(self._note)
+        self._note("ready")
         self._report.state = "ready"
         self._tasks.append(asyncio.create_task(self._leave_when_dead()))
 
@@ -99,9 +101,13 @@ class ModelDeployment:
         """The figures that `serve_app.autoscaling.BacklogPolicy` decides on."""
         return self._report.autoscaling_stats()
 
+    def _note(self, progress: str) -> None:
+        self._progress = progress
+
     def _info(self) -> dict[str, Any]:
         """What `deeprequest status` and /metrics show of this replica."""
         return {
+            "progress": self._progress,
             "ranks": [msgspec.to_builtins(rank) for rank in self._engine.ranks()],
             "stats": msgspec.structs.asdict(self._engine.stats),
         }

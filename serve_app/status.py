@@ -42,6 +42,7 @@ def replica_status(record: ReplicaRecord) -> dict[str, Any]:
     return {
         "id": record.id,
         "state": record.state,
+        "progress": record.info.get("progress", ""),
         "kv_used": round(used, 4),
         "running": load.running,
         "waiting": load.waiting,

@@ -30,13 +30,14 @@ def anyio_backend() -> str:
 
 async def test_replicas_show_their_load_and_their_ranks(redis: RedisServer) -> None:
     async with Store(redis.url, "loaded", timeout_s=3.0) as store:
-        await CapacityReporter(store, "r1", ttl_s=60).report(LOAD, "ready", {"ranks": RANKS})
+        about = {"ranks": RANKS, "progress": "ready"}
+        await CapacityReporter(store, "r1", ttl_s=60).report(LOAD, "ready", about)
         empty = ReplicaLoad(kv_total=0, kv_free=0, max_running=0)
         await CapacityReporter(store, "r2", ttl_s=60).report(empty, "starting")
     one = {"id": "r1", "state": "ready", "kv_used": 0.3333, "running": 3, "waiting": 2}
     other = {"id": "r2", "state": "starting", "kv_used": 0.0, "running": 0, "waiting": 0}
     assert await read_status(redis.url, "loaded") == {
-        "replicas": [one | {"ranks": RANKS}, other | {"ranks": []}],
+        "replicas": [one | about, other | {"ranks": [], "progress": ""}],
         "queue": {"waiting": 0, "running": 0},
     }
 
