@@ -130,13 +130,14 @@ class LocalService:
         if not self._redis_url:
             return
         found = self._status()
+        if not found["queue"]["running"]:
+            return
         mine = {child.pid for child in psutil.Process().children(recursive=True)}
         ranks = [rank["pid"] for replica in found["replicas"] for rank in replica["ranks"]]
         for pid in mine.intersection(ranks):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if found["queue"]["running"]:
-            time.sleep(_LAST_WORDS_S)
+        time.sleep(_LAST_WORDS_S)
 
     def _demo_key(self) -> str:
         """The secret of the demo key, made at the first start; the book goes to Redis."""
