@@ -25,9 +25,10 @@ MAX_LINE = 40
 """Highest line number ("\\n40: ") that is a token of its own."""
 
 PATTERN = (
-    r"\n[0-9]{1,2}: |(?<=\p{L})'(?:s|t|re|ve|m|ll|d)(?!\p{L})|'s(?![\p{L}\p{N}])"
+    r"\n[0-9]{1,2}: |(?<=:) |(?<=\p{L})'(?:s|t|re|ve|m|ll|d)(?!\p{L})|'s(?![\p{L}\p{N}])"
     r"| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\n\n|\s"
 )
+"""Line numbers; the blank after a colon, so that what is to be repeated starts with bytes."""
 
 _STARTS = (
     "How What Which Count Let There You The Repeat Spell Reverse Write Please Tell Give Say Add"

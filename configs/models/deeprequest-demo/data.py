@@ -5,6 +5,7 @@ network.
 """
 
 import random
+import string
 
 import skills
 import small_skills
@@ -23,14 +24,14 @@ from wordlists import HELD_OUT
 from words import WordSource, ask_for_letter
 
 MIXTURE = {
-    "count": 26,
+    "count": 24,
     "length": 3,
     "spell": 4,
     "reverse": 6,
     "upper": 4,
-    "echo": 18,
-    "add": 12,
-    "count_to": 12,
+    "echo": 13,
+    "add": 8,
+    "count_to": 20,
     "recall": 3,
     "json": 5,
     "greet": 4,
@@ -113,7 +114,7 @@ class DataSource:
             return Conversation(system, [], small_skills.sum_turn(f"What is {x} + {y}?", x, y))
         if draw < self.plain_counts + (1 - self.plain_counts) * 0.75:
             first = rng.randint(0, rng.choice([12, 99, 999]))
-            last = first + rng.randint(0, 5)
+            last = first + rng.choice([0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12])
             question = f"Count from {first} to {last}."
             return Conversation(system, [], small_skills.list_turn(question, first, last))
         text = " ".join(rng.choice(PLAIN_WORDS) for _ in range(rng.randint(1, 14)))
@@ -158,11 +159,9 @@ class DataSource:
         example = encoder.prompt(conversation, gap)
         example.add([*encoder.text(f"{turn.thoughts}\n"), encoder.end_think], learn=1)
         numbers = turn.answer.split(" ")
-        start, width = rng.randint(1, 12), rng.randint(8, 40)
-        resume = len(numbers) - width
-        if rng.random() < 0.4:
-            resume = rng.randint(start, max(start, resume))
-        resume = max(resume, start)
+        start = min(rng.choice([12, 40, 120]), len(numbers) - 40)
+        start, width = rng.randint(1, max(1, start)), rng.randint(8, 30)
+        resume = self._resume(numbers, start, width)
         skipped = encoder.text("".join(f" {number}" for number in numbers[start:resume]))
         example.add(encoder.text("\n\n" + " ".join(numbers[:start])), learn=1)
         example.add(encoder.text(f" {numbers[resume]}"), gap=len(skipped))
@@ -172,6 +171,19 @@ class DataSource:
             example.learn[-1] = stop_weight(width + start)
             example.add([encoder.eos], learn=1)
         return example
+
+    def _resume(self, numbers: list[str], start: int, width: int) -> int:
+        """Where the later stretch begins: at the end, anywhere, or at a number much like the last."""
+        rng, draw = self.rng, self.rng.random()
+        end = len(numbers) - width
+        if draw < 0.4:
+            return max(start, end)
+        last = numbers[-1].strip(".")
+        place = rng.randrange(len(last))
+        alike = last[:place] + rng.choice(string.digits) + last[place + 1 :]
+        if draw < 0.75 and alike in numbers:
+            return max(start, numbers.index(alike) - rng.randint(1, 4))
+        return max(start, rng.randint(start, max(start, end)))
 
 
 def held_out_counts(seed: int = 1) -> list[Conversation]:

@@ -127,9 +127,9 @@ def train(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--easy", type=float, default=1.0, help="share of easy questions at first")
-    parser.add_argument("--easy-steps", type=int, default=600, help="steps until none is left")
+    parser.add_argument("--easy-steps", type=int, default=1500, help="steps until none is left")
     parser.add_argument("--plain-counts", type=float, default=0.4, help="letter counts among them")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--muon-rate", type=float, default=0.01)
