@@ -173,7 +173,7 @@ class DataSource:
         return example
 
     def _resume(self, numbers: list[str], start: int, width: int) -> int:
-        """Where the later stretch begins: at the end, anywhere, or at a number much like the last."""
+        """Where the later stretch begins: the end, anywhere, or a number much like the last."""
         rng, draw = self.rng, self.rng.random()
         end = len(numbers) - width
         if draw < 0.4:
