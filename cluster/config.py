@@ -36,17 +36,46 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Token budget of one step, prefill chunks and decodes together."""
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
-    threads_per_rank: int = 1
-    pin_ranks: bool = False
-    """Pin each CPU rank to threads_per_rank cores of its own."""
+    target_gap_ms: float | None = None
+    """Longest wait between two tokens of a running stream that a prompt's chunks may cause; None
+    lets a step take max_num_batched_tokens whatever it costs."""
+    async_scheduling: bool | None = None
+    """Plan one step ahead of the one being computed; None: where the device computes by itself."""
+    quantization: Literal["none", "int8", "fp8"] = "none"
+    """How linear weights are kept: as in the checkpoint, or quantised while they are loaded."""
+    deterministic: bool = False
+    """The same tokens and logprob bits for a request whatever else is in the batch."""
+    speculation: Literal["off", "ngram", "draft"] = "ngram"
+    """Who proposes tokens ahead; a proposer that loses time switches itself off."""
+    num_speculative_tokens: int = 8
+    """Most tokens proposed ahead of one row in one step."""
+    draft_model_path: str | None = None
+    """The small model that `speculation: draft` proposes with."""
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """CPU kernels: the compiled extension, plain torch, or what is there and measured faster."""
+    collectives: Literal["auto", "shm", "gloo"] = "auto"
+    """How CPU ranks of one host add up: shared memory where it can be had, or gloo."""
+    weight_cache_dir: str | None = None
+    """Where each rank keeps its slices as it holds them, for the next start; None keeps none."""
+    threads_per_rank: int | None = None
+    """None shares the cores this process may use among the ranks."""
+    pin_ranks: bool | None = None
+    """Pin each CPU rank to cores of its own; None: when several ranks share a host's cores."""
     step_timeout_s: float = 30.0
     """A step older than this means that a rank hangs; the gang is then declared dead."""
     load_progress: bool = True
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel_size", "max_num_seqs", "threads_per_rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.num_speculative_tokens < 0:
+            raise ValueError("num_speculative_tokens must be 0 or more")
+        if self.target_gap_ms is not None and self.target_gap_ms <= 0:
+            raise ValueError("target_gap_ms must be above 0; leave it out for no bound")
+        if self.speculation == "draft" and self.draft_model_path is None:
+            raise ValueError("speculation: draft needs draft_model_path, a small model's folder")
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size must be a power of two, not {self.block_size}")
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -77,6 +77,6 @@ def rank_environment(spec: RankSpec) -> dict[str, str]:
     On one node collectives never leave the loopback interface; between nodes the operator's own
     GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME hold.
     """
-    threads = {"OMP_NUM_THREADS": str(spec.config.threads_per_rank)}
+    threads = {"OMP_NUM_THREADS": str(spec.config.threads_per_rank or 1)}
     local = {"GLOO_SOCKET_IFNAME": "lo"} if spec.directory is not None else {}
     return threads | local

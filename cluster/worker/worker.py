@@ -97,8 +97,8 @@ class Worker:
         check_tensor_parallel_size(self.model_config.shape, group.size)
         self.device = Device.select(config.device, rank)
         if not self.device.is_cuda:
-            self.device.use_threads(config.threads_per_rank)
-            if config.pin_ranks and not self.device.pin_cores(rank, config.threads_per_rank):
+            self.device.use_threads(config.threads_per_rank or 1)
+            if config.pin_ranks and not self.device.pin_cores(rank, config.threads_per_rank or 1):
                 _log.warning("rank %d is not pinned: too few cores", rank)
         self._dtype = self.device.dtype(config.dtype)
         kv_width = self.model_config.num_kv_heads // group.size * self.model_config.head_dim
