@@ -9,6 +9,7 @@ import enum
 import msgspec
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+MAX_LOGPROBS = 20
 
 
 class FinishReason(enum.StrEnum):
@@ -60,6 +61,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told beside each drawn one, with their logarithmic
+    probabilities; None tells none, 0 only the drawn one's."""
 
     def __post_init__(self) -> None:
         checks = (
@@ -70,6 +74,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             ("min_p", 0.0 <= self.min_p <= 1.0),
             ("seed", INT64_MIN <= self.seed <= INT64_MAX),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS),
             ("stop_token_ids", all(token >= 0 for token in self.stop_token_ids)),
         )
         for name, ok in checks:
@@ -85,6 +90,20 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     params: SamplingParams
     cache_salt: bytes = b""
     """Mixed into the root of the prefix-cache hash chain: tenants never share cached blocks."""
+    prediction_token_ids: list[int] = []
+    """What the output is likely to repeat: tokens for the proposer to draw on, and to be counted
+    against the output. They never change what is generated."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Logarithmic probabilities at one drawn token: of the model's softmax over the whole
+    vocabulary in float32, before temperature and filters."""
+
+    logprob: float
+    """The drawn token's."""
+    top_ids: list[int] = []
+    """The likeliest tokens, the likeliest first."""
+    top_logprobs: list[float] = []
 
 
 class EngineCoreOutput(msgspec.Struct, array_like=True):
@@ -99,6 +118,12 @@ class EngineCoreOutput(msgspec.Struct, array_like=True):
     """Prompt tokens served from the prefix cache at first admission."""
     error: str | None = None
     """A fixed code such as `engine_numeric_error` when finish_reason is ERROR."""
+    num_drafted: int = 0
+    """Tokens that were proposed ahead and computed in this step ..."""
+    num_accepted: int = 0
+    """... and how many of them were drawn."""
+    logprobs: list[TokenLogprobs] | None = None
+    """One per new token where the request asked for them."""
 
 
 class EngineStats(msgspec.Struct, array_like=True):
@@ -121,6 +146,10 @@ class EngineStats(msgspec.Struct, array_like=True):
     generation_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
+    num_drafted: int = 0
+    """Tokens proposed ahead and computed ..."""
+    num_accepted: int = 0
+    """... and those of them that were drawn."""
 
 
 class EngineCoreOutputs(msgspec.Struct, array_like=True):
@@ -137,6 +166,10 @@ class Usage(msgspec.Struct, array_like=True):
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int
+    accepted_prediction_tokens: int = 0
+    """Tokens of the request's prediction that the output repeated ..."""
+    rejected_prediction_tokens: int = 0
+    """... and those that it did not."""
 
 
 class RequestOutput(msgspec.Struct, array_like=True):
@@ -157,3 +190,5 @@ class RequestOutput(msgspec.Struct, array_like=True):
     usage: Usage | None = None
     """On the last delta only."""
     error: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    """One per token id where the request asked for them."""

@@ -14,6 +14,7 @@ from cluster.request import (
     RequestOutput,
     RequestStatus,
     SamplingParams,
+    TokenLogprobs,
     Usage,
 )
 
@@ -37,6 +38,8 @@ from cluster.request import (
         ("min_tokens", -1),
         ("min_tokens", 101),
         ("stop_token_ids", (-1,)),
+        ("logprobs", -1),
+        ("logprobs", 21),
     ],
 )
 def test_sampling_params_out_of_bounds_are_refused_by_name(name: str, value: object) -> None:
@@ -75,12 +78,20 @@ def test_a_status_says_whether_it_is_the_last(status: RequestStatus) -> None:
     "noun",
     [
         EngineRequest("a", [1, 2], SamplingParams(stop=("x",), stop_token_ids=(3,)), b"\x00salt"),
+        EngineRequest("a", [1], SamplingParams(logprobs=20), prediction_token_ids=[4, 5]),
+        EngineCoreOutput(
+            "a",
+            [1, 2],
+            num_drafted=3,
+            num_accepted=1,
+            logprobs=[TokenLogprobs(-0.5, [1, 9], [-0.5, -1.5]), TokenLogprobs(-2.0)],
+        ),
         EngineCoreOutputs(
             [EngineCoreOutput("a", [1], FinishReason.STOP, 5, 16), EngineCoreOutput("b", [2])],
             EngineStats(running=1, kv_total_blocks=9),
         ),
         RequestOutput(
-            "a", "thought", "said", True, [7], FinishReason.STOP, "END", Usage(1, 2, 3, 4)
+            "a", "thought", "said", True, [7], FinishReason.STOP, "END", Usage(1, 2, 3, 4, 5, 6)
         ),
         RequestOutput("a", stop_reason=12),
     ],
