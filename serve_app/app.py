@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ray import serve
 
+from cluster.engine.rank_main import main as model_rank
+from cluster.worker.gang import RankMain
 from serve_app.autoscaling import autoscaling_config
 from serve_app.config import ServeConfig
 from serve_app.ingress import Ingress
@@ -17,8 +19,11 @@ _MAX_ONGOING_REQUESTS = 4096
 _HEALTH = {"health_check_period_s": 1.0, "health_check_timeout_s": 5.0}
 
 
-def build_app(config: ServeConfig) -> serve.Application:
-    """The Serve application of a resolved configuration; Redis must be named in it."""
+def build_app(config: ServeConfig, rank_main: RankMain = model_rank) -> serve.Application:
+    """The Serve application of a resolved configuration; Redis must be named in it.
+
+    `rank_main` is what the engine's rank processes run.
+    """
     values = config.model_dump(mode="json")
     deployment = config.deployment
     ranks = config.engine_config().tensor_parallel_size
@@ -36,7 +41,7 @@ def build_app(config: ServeConfig) -> serve.Application:
             graceful_shutdown_timeout_s=deployment.drain_timeout_s,
             **_HEALTH,
         )
-        .bind(values)
+        .bind(values, rank_main)
     )
     return (
         serve.deployment(serve.ingress()(Ingress))

@@ -20,6 +20,8 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
+from cluster.engine.rank_main import main as model_rank
+from cluster.worker.gang import RankMain
 from serve_app import preflight
 from serve_app.config import ServeConfig
 from serve_app.local_cluster import LocalCluster, PortTakenError
@@ -39,14 +41,16 @@ class LocalServiceError(RuntimeError):
     """The service cannot start; the message names what to change."""
 
 
-def run(config: ServeConfig) -> None:
+def run(config: ServeConfig, rank_main: RankMain = model_rank) -> None:
     """Start, print how to use it, and stay until Ctrl-C or SIGTERM.
+
+    `rank_main` is what the engine's rank processes run.
 
     Raises:
         LocalServiceError: something needed is missing, taken or broken.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    service = LocalService(config)
+    service = LocalService(config, rank_main)
     try:
         with _sole_owner(config.state_dir):
             try:
@@ -66,8 +70,9 @@ def run(config: ServeConfig) -> None:
 class LocalService:
     """Redis, a private Ray and the application, as one thing to start, watch and stop."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, rank_main: RankMain = model_rank) -> None:
         self._config = config
+        self._rank_main = rank_main
         self._started_at = time.monotonic()
         self._console = Console(soft_wrap=True, highlight=False)
         self._cluster = LocalCluster(config.http.host, config.http.port)
@@ -163,7 +168,7 @@ class LocalService:
         config = self._config.model_copy(update={"admission": admission, "deltas": deltas})
         try:
             with self._progress_told():
-                serve.run(build_app(config), name="deeprequest", route_prefix="/")
+                serve.run(build_app(config, self._rank_main), name="deeprequest", route_prefix="/")
         except RuntimeError:
             raise LocalServiceError(f"the application did not start: {_reason()}") from None
         self._await_ready()

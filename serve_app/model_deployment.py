@@ -16,9 +16,9 @@ import structlog
 from ray import serve
 
 from cluster.engine.async_engine import AsyncEngine
-from cluster.engine.rank_main import main as rank_main
 from cluster.request import RequestOutput
 from cluster.text.tokenizer import Tokenizer
+from cluster.worker.gang import RankMain
 from cluster.worker.ray_gang import RayGang, group_host
 from serve_app.config import ServeConfig
 from serve_app.deltas import DeltaAddress, DeltaLinks, Submission, accepted
@@ -42,7 +42,9 @@ class _Running:
 class ModelDeployment:
     """A replica of the model: submissions in, delta frames out."""
 
-    async def __init__(self, values: dict[str, Any]) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, values: dict[str, Any], rank_main: RankMain
+    ) -> None:
         config = ServeConfig.model_validate(values)
         assert config.admission.redis_url is not None, "the builder fills it in"
         replica = serve.get_replica_context().replica_id.unique_id

@@ -106,9 +106,14 @@ def running_service(
             service.wait_until_ready()
             yield service
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            stopped(process)
+
+
+def stopped(process: subprocess.Popen[bytes]) -> None:
+    """End an instance as Ctrl-C does."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
