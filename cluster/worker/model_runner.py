@@ -47,7 +47,7 @@ class ModelRunner:
         if not inputs.sample_rows:
             return output
         logits = self._model.compute_logits(hidden[inputs.sample_index])
-        token_ids, healthy = self._sampler.sample(logits, inputs.sampling)
+        token_ids, healthy, _ = self._sampler.sample(logits, inputs.sampling)
         answers = zip(inputs.sample_rows, token_ids.tolist(), healthy.tolist(), strict=True)
         for row, token_id, good in answers:
             if good:

@@ -5,7 +5,10 @@ tensor-parallel size and after a preemption; no generator has a state that could
 
     key   = mix(mix(seed) + position * ODD_1)         once per row
     bits  = mix(key + (id + 1) * ODD_2)               once per row and id
-    noise = -log(-log(u)),  u = 52 of the bits        standard Gumbel
+    u     = 52 of the bits                            uniform in (0, 1)
+    noise = -log(-log(u))                             standard Gumbel
+
+One uniform number per row serves draws from the whole vocabulary: its `id` is beyond all real ones.
 
 `mix` is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
 Generators, OOPSLA 2014), ODD_2 its increment.
@@ -20,6 +23,10 @@ _MUL_1 = 0xBF58476D1CE4E5B9
 _MUL_2 = 0x94D049BB133111EB
 _ODD_1 = 0xD1342543DE82EF95
 _ODD_2 = 0x9E3779B97F4A7C15
+
+MAX_VOCAB = 1 << 24
+"""No vocabulary is larger: ids travel between ranks as float32, which is exact up to here, and
+ids from here on name uniform numbers that belong to no token."""
 
 
 def row_keys(seeds: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> Tensor:
@@ -37,9 +44,17 @@ def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
         keys: int64 [S, 1] from `row_keys`.
         token_ids: int64 [S, C] or [C], ids in the whole vocabulary.
     """
+    return _uniform(keys, token_ids).log_().neg_().log_().neg_().float()
+
+
+def uniform(keys: Tensor, attempt: int) -> Tensor:
+    """One number in (0, 1) per row and attempt, float64 [S, 1]; `keys` as for `gumbel`."""
+    return _uniform(keys, torch.tensor([MAX_VOCAB + attempt], device=keys.device))
+
+
+def _uniform(keys: Tensor, token_ids: Tensor) -> Tensor:
     bits = _mix((token_ids + 1) * _signed(_ODD_2) + keys)
-    uniform = ((bits >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)
-    return uniform.log_().neg_().log_().neg_().float()
+    return ((bits >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)
 
 
 def _mix_rows(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

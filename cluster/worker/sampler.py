@@ -1,25 +1,17 @@
-"""Sampler: this rank's logits in, the drawn token ids out, the same on every rank.
+"""Sampler: one token per row from vocabulary-parallel logits, the same on every rank.
 
-Owns the filters (temperature, top_k, top_p, min_p, in this order) and the draw. Refuses to know
-requests and batches beyond the arrays it is given; noise comes from `noise`.
+Owns temperature, bans, and which rows are drawn how. Logits are never gathered: ranks exchange a
+few hundred numbers per row, all rows in one collective, then decide alike.
 
-The draw is the maximum of logit / temperature + Gumbel noise over the ids that the filters keep,
-which is an exact draw from their softmax. Noise is keyed by token id, so ranks agree on it without
-speaking, and full logits are never gathered in the common case:
+    greedy rows     the best id of every rank
+    filtered rows   top-k, top-p, min-p: each rank's W best logits (`candidates`)
+    open rows       no filter, or a kept set wider than the offer: sums of slices (`open_draw`)
 
-    row kind       each rank offers                       decided by
-    greedy         its best logit and id                  the maximum over ranks
-    unfiltered     its best noisy logit and id            the maximum over ranks
-    filtered       its W best logits and ids, logsumexp   the union of the offers
-
-A rank's unoffered ids are not above its smallest offer, so the union is complete above the highest
-of the ranks' smallest offers (`floor`). A row whose kept set reaches that floor is asked again
-with a W 16 times as large, at last with the whole vocabulary.
+Randomness is a function of (seed, position, token id or attempt) alone, see `noise`.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,22 +20,27 @@ import torch
 from torch import Tensor
 
 from cluster.model.parallel import TPGroup
-from cluster.worker.noise import gumbel, row_keys
+from cluster.request import TokenLogprobs
+from cluster.worker.candidates import Filters, Offer, draw_offered
+from cluster.worker.exchange import exchange, side_by_side
+from cluster.worker.logit_slices import LogitSlices, SliceSums, best, finite_rows, top
+from cluster.worker.logprobs import token_logprobs
+from cluster.worker.noise import MAX_VOCAB, row_keys
+from cluster.worker.open_draw import OpenDraw, OpenRows
 
 OFFERED = 64
 """First W; larger when a row's top_k is."""
 GREEDY_BELOW = 1e-5
 """Temperatures this small are greedy: dividing by less would overflow float32."""
-MAX_VOCAB = 1 << 24
-"""Ids travel between ranks as float32, which is exact up to here."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingBatch:
-    """Host arrays [S], one entry per sampling row."""
+    """Host arrays [S], one entry per sampling position."""
 
     temperature: Floats
     top_p: Floats
@@ -53,28 +50,34 @@ class SamplingBatch:
     position: Ints
     """Index of the token to draw within its sequence, prompt included."""
     banned_rows: Ints
-    """[M] index of a sampling row ..."""
+    """[M] index of a sampling position ..."""
     banned_ids: Ints
-    """[M] ... and an id that it must not draw now."""
+    """[M] ... and an id that must not be drawn there."""
+    num_logprobs: Ints | None = None
+    """How many of the likeliest tokens to name; -1: not even the drawn one's logprob. None: all
+    -1."""
 
 
-class _Filters(NamedTuple):
-    """Device tensors [n, 1] of the filtered rows still to be decided."""
+class Drawn(NamedTuple):
+    """What was drawn at S positions."""
 
-    top_p: Tensor
-    min_p_log: Tensor
-    top_k: Tensor
+    token_ids: Tensor
+    """int64 [S]"""
+    healthy: Tensor
+    """bool [S]: the logits were finite and some id was left; where not, the id means nothing."""
+    logprobs: list[TokenLogprobs | None] | None
+    """Per position, None where not asked for; None if nobody asked."""
+
+
+class _Scaled(NamedTuple):
+    """The rows that are drawn by chance, after temperature."""
+
+    logits: Tensor
+    """[n, V / R]"""
+    shares: Tensor
+    """[n, slices, width] of each slice's sum"""
     keys: Tensor
-
-
-class _Offer(NamedTuple):
-    """What ranks offered for n rows: values [n, C] descending, ids [n, C], logsumexp [n, 1]."""
-
-    values: Tensor
-    ids: Tensor
-    lse: Tensor
-    floor: Tensor | None
-    """[n, 1] values at or below it may be missing; None: nothing is missing."""
+    """int64 [n, 1]"""
 
 
 class Sampler:
@@ -88,47 +91,24 @@ class Sampler:
         self._local_vocab = vocab_size // group.size
         self._first_id = group.rank * self._local_vocab
         self._real_local = min(max(num_real_tokens - self._first_id, 0), self._local_vocab)
+        self._slices = LogitSlices(vocab_size, group.size)
+        self._open = OpenDraw(group, self._first_id, self._slices.width)
 
-    def sample(self, logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Drawn:
         """Draw.
 
         Args:
             logits: [S, V / R], this rank's slice; overwritten.
-
-        Returns:
-            ids int64 [S], and bool [S]: whether the row's logits were finite and some id was left;
-            where it is False the id means nothing.
         """
         logits = logits.float()
-        finite = logits.isfinite().all(-1)
+        finite = finite_rows(logits).float()
         self._ban(logits, batch)
-        keys = row_keys(batch.seed, batch.position).to(logits.device).unsqueeze(1)
-        greedy = batch.temperature < GREEDY_BELOW
-        filtered = ~greedy & ((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0))
-        if not greedy.all():
-            temperature = np.where(greedy, np.float32(1), batch.temperature)
-            logits = logits / torch.from_numpy(temperature).to(logits.device).unsqueeze(1)
-        plain_rows = _rows(~filtered, logits.device)
-        filter_rows = _rows(filtered, logits.device)
-
-        best, best_ids = self._offer_best(logits, plain_rows, keys, greedy[~filtered])
-        width = max(OFFERED, _power_of_two_above(int(batch.top_k[filtered].max(initial=0))))
-        values, ids, lse = self._offer_candidates(logits[filter_rows], width)
-        gathered = self._exchange([finite.float(), best, best_ids, values, ids, lse])
-        finite = gathered[0].amin(0) > 0
-
-        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        if len(plain_rows):
-            best, winner = gathered[1].max(0)
-            finite[plain_rows] &= best.isfinite()
-            tokens[plain_rows] = gathered[2].gather(0, winner.unsqueeze(0))[0].long()
-        if len(filter_rows):
-            filters = self._filters(batch, filtered, keys[filter_rows])
-            offer = self._merge(gathered[3:], width)
-            drawn, best = self._draw_filtered(logits[filter_rows], offer, filters, width)
-            finite[filter_rows] &= best.isfinite()
-            tokens[filter_rows] = drawn
-        return tokens, finite
+        chance = batch.temperature >= GREEDY_BELOW
+        if not chance.any():
+            tokens, healthy = self._draw_greedy(logits, finite)
+        else:
+            tokens, healthy = self._draw_mixed(logits, finite, batch, chance)
+        return Drawn(tokens, healthy, self._logprobs(logits, tokens, batch.num_logprobs))
 
     def _ban(self, logits: Tensor, batch: SamplingBatch) -> None:
         """-inf for ids without a token, and for the ids that rows must not draw now."""
@@ -141,115 +121,120 @@ class Sampler:
             columns = torch.from_numpy(local[here]).to(logits.device)
             logits[rows, columns] = -math.inf
 
-    def _offer_best(
-        self, logits: Tensor, rows: Tensor, keys: Tensor, greedy: npt.NDArray[np.bool_]
-    ) -> tuple[Tensor, Tensor]:
-        """Best score and id of this rank for greedy and unfiltered rows, float32 [n] each."""
-        scores = logits[rows]
-        noisy = np.flatnonzero(~greedy)
-        if len(noisy):
-            index = torch.from_numpy(noisy).to(logits.device)
-            ids = torch.arange(self._local_vocab, device=logits.device) + self._first_id
-            scores[index] += gumbel(keys[rows[index]], ids)
-        best, at = scores.max(-1)
-        return best, (at + self._first_id).float()
+    def _draw_greedy(self, logits: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
+        values, at = best(logits)
+        if self._group.size == 1:
+            return at, (finite > 0) & values.isfinite()
+        gathered = exchange(self._group, [finite, values, (at + self._first_id).float()])
+        return _winners(*gathered)
 
-    def _offer_candidates(self, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's best `width` logits and ids [n, W] (as float32) and logsumexp [n, 1]."""
+    def _draw_mixed(
+        self, logits: Tensor, finite: Tensor, batch: SamplingBatch, chance: Bools
+    ) -> tuple[Tensor, Tensor]:
+        """Greedy rows and rows by chance, with one exchange for what nearly all rows need."""
+        device = logits.device
+        by_chance, greedy = _index(chance, device), _index(~chance, device)
+        values, at = best(logits[greedy])
+        temperature = torch.from_numpy(batch.temperature[chance]).to(device).unsqueeze(1)
+        scaled = (logits if chance.all() else logits[by_chance]) / temperature
+        shares, sums = self._slices.shares(scaled)
+        filtered = ((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0))[chance]
+        width = max(OFFERED, _power_of_two_above(int(batch.top_k[chance].max(initial=0))))
+        few = self._offer(scaled, _index(filtered, device), width)
+        finite_all, values_all, ids_all, peak, mass, *offers = exchange(
+            self._group, [finite, values, (at + self._first_id).float(), *sums, *few]
+        )
+        healthy = finite_all.amin(0) > 0
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=device)
+        ones = torch.ones_like(values_all)
+        tokens[greedy], found = _winners(ones, values_all, ids_all)
+        healthy[greedy] &= found
+        all_sums = SliceSums(side_by_side(peak), side_by_side(mass))
+        keys = row_keys(batch.seed[chance], batch.position[chance]).to(device).unsqueeze(1)
+        filters = Filters.of(batch.top_p[chance], batch.min_p[chance], batch.top_k[chance], keys)
+        rows = _Scaled(scaled, shares, keys)
+        offer = Offer.merge(offers[0], offers[1], width, self._local_vocab)
+        tokens[by_chance] = self._draw_by_chance(rows, all_sums, filters, filtered, offer)
+        healthy[by_chance] &= all_sums.peak.amax(-1).isfinite()
+        return tokens, healthy
+
+    def _offer(self, scaled: Tensor, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """This rank's best `width` logits and ids [n, W] (as float32)."""
         width = min(width, self._local_vocab)
-        if not len(logits):
-            empty = logits.new_empty((0, width))
-            return empty, empty, logits.new_empty((0, 1))
-        values, at = logits.topk(width, -1)
-        return values, (at + self._first_id).float(), logits.logsumexp(-1, keepdim=True)
+        if not len(rows):
+            empty = scaled.new_empty((0, width))
+            return empty, empty
+        values, at = top(scaled if len(rows) == len(scaled) else scaled[rows], width)
+        return values, (at + self._first_id).float()
 
-    def _exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """All-gather several float32 tensors in one collective; each comes back as [R, *shape]."""
-        ranks = self._group.size
-        if ranks == 1:
-            return [part.unsqueeze(0) for part in parts]
-        packed = self._group.all_gather(torch.cat([part.reshape(-1) for part in parts]))
-        sizes = [part.numel() for part in parts]
-        pieces = torch.split(packed.view(ranks, -1), sizes, dim=1)
-        return [
-            piece.reshape(ranks, *part.shape) for piece, part in zip(pieces, parts, strict=True)
-        ]
+    def _draw_by_chance(
+        self, rows: _Scaled, sums: SliceSums, filters: Filters, filtered: Bools, offer: Offer
+    ) -> Tensor:
+        device = rows.logits.device
+        tokens = torch.empty(len(rows.logits), dtype=torch.int64, device=device)
+        undecided = ~filtered
+        if filtered.any():
+            index = _index(filtered, device)
+            lse = sums.logsumexp()
+            drawn, covered = draw_offered(offer, lse[index], filters.rows(index), OFFERED)
+            tokens[index] = drawn
+            wanting = np.flatnonzero(filtered)[~covered.cpu().numpy()]
+            limited = (filters.top_k[:, 0] < MAX_VOCAB).cpu().numpy()[wanting]
+            self._draw_wider(rows, lse, filters, wanting[limited], tokens)
+            undecided[wanting[~limited]] = True
+        if undecided.any():
+            index = _index(undecided, device)
+            tokens[index] = self._draw_open(rows, sums, filters, index)
+        return tokens
 
-    def _merge(self, gathered: Sequence[Tensor], width: int) -> _Offer:
-        """Offers [R, n, W] -> one descending list per row, and down to where it is complete."""
-        values, ids, lse = gathered
-        ranks, rows, offered = values.shape
-        floor = None
-        if offered < self._local_vocab:
-            floor = values[:, :, -1].amax(0).unsqueeze(1)
-        if ranks == 1:
-            return _Offer(values[0], ids[0], lse[0], floor)
-        kept = min(max(width, offered), ranks * offered)
-        top, order = values.transpose(0, 1).reshape(rows, -1).topk(kept, -1)
-        ids = ids.transpose(0, 1).reshape(rows, -1).gather(1, order)
-        if kept < ranks * offered:
-            lowest = top[:, -1:]
-            floor = lowest if floor is None else torch.maximum(floor, lowest)
-        return _Offer(top, ids, lse.logsumexp(0), floor)
-
-    def _filters(self, batch: SamplingBatch, rows: npt.NDArray[np.bool_], keys: Tensor) -> _Filters:
-        top_k = batch.top_k[rows]
-        top_k = np.where(top_k > 0, np.minimum(top_k, MAX_VOCAB), MAX_VOCAB)
-        top_p = np.where(batch.top_p[rows] < 1, batch.top_p[rows], np.float32(math.inf))
-        with np.errstate(divide="ignore"):
-            min_p_log = np.log(batch.min_p[rows])
-        columns = [torch.from_numpy(a).to(keys.device) for a in (top_p, min_p_log, top_k)]
-        return _Filters._make([*(column.unsqueeze(1) for column in columns), keys])
-
-    def _draw_filtered(
-        self, logits: Tensor, offer: _Offer, filters: _Filters, width: int
-    ) -> tuple[Tensor, Tensor]:
-        """Ids [n] and their scores [n]; rows that need more are asked again, on all ranks."""
-        tokens, scores, covered = _draw(offer, filters)
-        if offer.floor is None:
-            return tokens, scores
-        open_rows = (~covered).nonzero().squeeze(1)
-        while len(open_rows):
+    def _draw_wider(
+        self, rows: _Scaled, lse: Tensor, filters: Filters, wanting: Ints, tokens: Tensor
+    ) -> None:
+        """Rows whose top_k reaches beyond the offer, by equal values: ask for more, all ranks."""
+        width = OFFERED
+        index = torch.from_numpy(wanting).to(tokens.device)
+        while len(index):
             width = min(width * 16, self._local_vocab * self._group.size)
-            again = logits[open_rows]
-            offer = self._merge(self._exchange(self._offer_candidates(again, width)), width)
-            narrowed = _Filters._make(part[open_rows] for part in filters)
-            tokens[open_rows], scores[open_rows], covered = _draw(offer, narrowed)
-            if offer.floor is None:
-                break
-            open_rows = open_rows[~covered]
-        return tokens, scores
+            offers = exchange(self._group, self._offer(rows.logits, index, width))
+            offer = Offer.merge(offers[0], offers[1], width, self._local_vocab)
+            tokens[index], covered = draw_offered(offer, lse[index], filters.rows(index), width)
+            index = index[~covered]
+
+    def _draw_open(self, rows: _Scaled, sums: SliceSums, filters: Filters, index: Tensor) -> Tensor:
+        peak, weights = sums.weights()
+        sliced = rows.logits.view_as(rows.shares)
+        lowest = torch.nextafter(peak + filters.min_p_log, peak.new_tensor(-math.inf))
+        everything = OpenRows(sliced, rows.shares, weights, rows.keys, filters.top_p, lowest)
+        if len(index) < len(sliced):
+            everything = everything.rows(index)
+        limited = bool((everything.top_p < math.inf).any())
+        narrowed = bool((everything.above > -math.inf).any())
+        return self._open.draw(everything, limited=limited, narrowed=narrowed)
+
+    def _logprobs(
+        self, logits: Tensor, tokens: Tensor, counts: Ints | None
+    ) -> list[TokenLogprobs | None] | None:
+        if counts is None or (counts < 0).all():
+            return None
+        asked = np.flatnonzero(counts >= 0)
+        index = torch.from_numpy(asked).to(logits.device)
+        told = token_logprobs(
+            logits[index], tokens[index], counts[asked], self._slices, self._group
+        )
+        named: list[TokenLogprobs | None] = [None] * len(logits)
+        for row, one in zip(asked.tolist(), told, strict=True):
+            named[row] = one
+        return named
 
 
-def _draw(offer: _Offer, filters: _Filters) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply the filters to descending values and draw: ids [n], scores [n], covered bool [n].
-
-    The kept set is "values >= cutoff": it depends on values only, never on the order of equal ones.
-    """
-    values, ids, lse, floor = offer
-    last = values.shape[1] - 1
-    mass = (values - lse).exp()
-    below = mass.cumsum(-1)
-    rank_k = (filters.top_k - 1).clamp(max=last)
-    total = torch.where(filters.top_k <= last + 1, below.gather(1, rank_k), 1.0)
-    count = ((below - mass) < filters.top_p * total).sum(-1, keepdim=True)
-    count = torch.minimum(count, (values >= values[:, :1] + filters.min_p_log).sum(-1, True))
-    count = torch.minimum(count, filters.top_k).clamp(min=1)
-    cutoff = values.gather(1, (count - 1).clamp(max=last))
-    if floor is None:
-        covered = torch.ones_like(count, dtype=torch.bool)
-    else:
-        complete = (values > floor).sum(-1, keepdim=True)
-        limited = filters.top_k < MAX_VOCAB
-        covered = (count < complete) & (~limited | (filters.top_k <= complete))
-    kept = values >= cutoff
-    columns = max(1, int(kept.sum(-1).max()))
-    scores = values[:, :columns] + gumbel(filters.keys, ids[:, :columns].long())
-    best, at = scores.masked_fill_(~kept[:, :columns], -math.inf).max(-1, keepdim=True)
-    return ids.gather(1, at)[:, 0].long(), best[:, 0], covered[:, 0]
+def _winners(finite: Tensor, values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """From [R, n] each: the id with the highest value, of equals the lowest, and its health."""
+    highest, rank = values.max(0)
+    tokens = ids.gather(0, rank.unsqueeze(0))[0].long()
+    return tokens, (finite.amin(0) > 0) & highest.isfinite()
 
 
-def _rows(selected: npt.NDArray[np.bool_], device: torch.device) -> Tensor:
+def _index(selected: Bools, device: torch.device) -> Tensor:
     return torch.from_numpy(np.flatnonzero(selected)).to(device)
 
 

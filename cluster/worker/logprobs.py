@@ -1,0 +1,64 @@
+"""Logprobs: what the model thought of the drawn token and of the likeliest ones.
+
+Owns the logarithmic probabilities of a step: of the softmax over the whole vocabulary in float32,
+before temperature and filters, after bans. Their sums have a fixed order, so that equal logits
+give equal bits at any number of ranks and rows. Knows no requests.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from cluster.model.parallel import TPGroup
+from cluster.request import TokenLogprobs
+from cluster.worker.exchange import exchange, side_by_side
+from cluster.worker.logit_slices import LogitSlices, SliceSums, top
+
+_OFFERED = 64
+"""More than may be asked for, so that equal values at the border do not change who is named."""
+
+
+def token_logprobs(
+    logits: Tensor,
+    drawn: Tensor,
+    counts: npt.NDArray[np.int64],
+    slices: LogitSlices,
+    group: TPGroup,
+) -> list[TokenLogprobs]:
+    """One per row.
+
+    Args:
+        logits: float32 [n, V / R], this rank's share.
+        drawn: int64 [n], ids in the whole vocabulary.
+        counts: [n] how many of the likeliest ids to name, at most MAX_LOGPROBS.
+    """
+    size = logits.shape[1]
+    local = drawn.unsqueeze(1) - group.rank * size
+    here = (local >= 0) & (local < size)
+    own = logits.gather(1, local.clamp(0, size - 1)).masked_fill(~here, -math.inf)
+    _, sums = slices.shares(logits)
+    values, at = top(logits, min(_OFFERED, size))
+    ids = (at + group.rank * size).float()
+    gathered = exchange(group, [own, *sums, values, ids])
+    lse = SliceSums(*(side_by_side(part) for part in gathered[1:3])).logsumexp()
+    own = (gathered[0].amax(0) - lse)[:, 0]
+    all_values, all_ids = side_by_side(gathered[3]) - lse, side_by_side(gathered[4]).long()
+    return _named(own, all_values, all_ids, counts)
+
+
+def _named(
+    own: Tensor, values: Tensor, ids: Tensor, counts: npt.NDArray[np.int64]
+) -> list[TokenLogprobs]:
+    """The likeliest first, of equals the lowest id."""
+    value_rows, id_rows = values.cpu().numpy(), ids.cpu().numpy()
+    order = np.lexsort((id_rows, -value_rows), axis=-1)
+    told = []
+    for row, (logprob, count) in enumerate(zip(own.tolist(), counts.tolist(), strict=True)):
+        best = order[row, :count]
+        best = best[value_rows[row, best] > -math.inf]
+        told.append(
+            TokenLogprobs(logprob, id_rows[row, best].tolist(), value_rows[row, best].tolist())
+        )
+    return told
