@@ -12,7 +12,7 @@ Owns the block-table semantics that every backend shares. Imports no backend.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class AttentionMetadata:
     """int32 [B]: tokens each request can see after this step's own are stored."""
     block_table: Tensor
     """int32 [B, max_pages]; columns past a request's last block are 0."""
+    positions: Tensor
+    """int64 [T]: of the query tokens within their requests."""
     slot_mapping: Tensor
     """int64 [T]: where each query token's key and value go."""
     max_q: int
@@ -36,14 +38,25 @@ class AttentionMetadata:
     """Leading requests with exactly one query, longest `seq_lens_k` first."""
 
 
+class RotaryTable(NamedTuple):
+    """cos and sin of every position's angles, float32 [positions, H/2] each.
+
+    Element i of a head turns with element i + H/2.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
 class AttentionPlan(Protocol):
     """One step, worked out once and used by every layer. N query heads over K kv heads."""
 
-    def store_kv(self, kv_layer: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put [T, K, H] keys and values into their slots."""
+    def attend(self, kv_layer: Tensor, qkv: Tensor, rotary: RotaryTable) -> Tensor:
+        """Turn, store, attend: [T, N + 2K, H] queries, keys and values -> [T, N, H].
 
-    def attend(self, kv_layer: Tensor, q: Tensor) -> Tensor:
-        """Causal attention of [T, N, H] over the stored keys and values -> [T, N, H]."""
+        Keys are turned by their positions and stored with the values in their slots; then the
+        turned queries attend causally to what is stored. `qkv` may be overwritten.
+        """
 
 
 class AttentionBackend(Protocol):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.attention.backend import AttentionMetadata
+from cluster.attention.backend import AttentionMetadata, RotaryTable
 
 TILE_BYTES = 3 << 19
 """Gathered keys and values of one decode tile (1.5 MiB)."""
@@ -67,6 +67,7 @@ class TorchAttention:
         """Cut the step into tiles and chunks and build their masks."""
         lengths = metadata.seq_lens_k.tolist()
         return TorchPlan(
+            metadata.positions,
             metadata.slot_mapping,
             self._tiles(metadata, lengths[: metadata.num_decode]),
             self._chunks(metadata, lengths),
@@ -115,19 +116,30 @@ class TorchAttention:
 class TorchPlan:
     """One step's gathers and masks."""
 
-    def __init__(self, slots: Tensor, tiles: list[_Tile], chunks: list[_Chunk]) -> None:
+    def __init__(
+        self, positions: Tensor, slots: Tensor, tiles: list[_Tile], chunks: list[_Chunk]
+    ) -> None:
+        self._positions = positions
         self._slots = slots
         self._tiles = tiles
         self._chunks = chunks
+        self._angles: tuple[Tensor, Tensor] | None = None
 
-    def store_kv(self, kv_layer: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put [T, K, H] keys and values into their slots."""
+    def attend(self, kv_layer: Tensor, qkv: Tensor, rotary: RotaryTable) -> Tensor:
+        """Turn, store, attend: [T, N + 2K, H] -> [T, N, H]."""
+        if self._angles is None:
+            self._angles = rotary_angles(rotary, self._positions)
+        kv_heads = kv_layer.shape[3]
+        turned = rotate(qkv[:, :-kv_heads], *self._angles)  # q and k in one go
+        self._store_kv(kv_layer, turned[:, -kv_heads:], qkv[:, -kv_heads:])
+        return self._attend(kv_layer, turned[:, :-kv_heads])
+
+    def _store_kv(self, kv_layer: Tensor, k: Tensor, v: Tensor) -> None:
         slots = kv_layer.view(2, -1, *kv_layer.shape[3:])
         slots[0].index_copy_(0, self._slots, k)
         slots[1].index_copy_(0, self._slots, v)
 
-    def attend(self, kv_layer: Tensor, q: Tensor) -> Tensor:
-        """Causal attention of [T, N, H] over the stored keys and values -> [T, N, H]."""
+    def _attend(self, kv_layer: Tensor, q: Tensor) -> Tensor:
         if not self._chunks and len(self._tiles) == 1:
             return _decode(self._tiles[0], kv_layer, q)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -137,6 +149,18 @@ class TorchPlan:
             queries = q[chunk.start : chunk.stop]
             out[chunk.start : chunk.stop] = _prefill(chunk, kv_layer, queries)
         return out
+
+
+def rotary_angles(rotary: RotaryTable, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """[T] -> (cos, sin) [T, 1, H]; sin carries the minus of the first half."""
+    cos, sin = rotary.cos[positions], rotary.sin[positions]
+    return torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn [T, heads, H] by its positions' angles."""
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    return (x * cos + swapped * sin).to(x.dtype)
 
 
 def _gather(kv_layer: Tensor, pages: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +191,7 @@ def _prefill(chunk: _Chunk, kv_layer: Tensor, q: Tensor) -> Tensor:
     shape = (kv_heads, num_heads // kv_heads, num_k, head_dim)
     keys = keys[0, :, :num_k].unsqueeze(1).expand(shape)
     values = values[0, :, :num_k].unsqueeze(1).expand(shape)
-    grouped = q.view(num_q, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+    grouped = q.reshape(num_q, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
     if num_q == num_k or chunk.mask is not None:
         out = F.scaled_dot_product_attention(
             grouped, keys, values, attn_mask=chunk.mask, is_causal=chunk.mask is None

@@ -13,13 +13,15 @@ constructor argument, and no layer asks who it is. Knows no files and no attenti
 import dataclasses
 import datetime
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cluster.kernels.kernels import Kernels, LinearWeight
 
 
 class TPGroup:
@@ -111,11 +113,14 @@ def _store(rank: int, size: int, rendezvous: str, timeout: datetime.timedelta) -
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a layer's tensors live, and among whom they are split."""
+    """Where a layer's tensors live, among whom they are split, and who computes with them."""
 
     group: TPGroup
     device: torch.device
     dtype: torch.dtype
+    kernels: Kernels
+    deterministic: bool = False
+    """Sum over inputs in slices that do not depend on the number of ranks."""
 
     def empty(self, *shape: int) -> nn.Parameter:
         tensor = torch.empty(shape, device=self.device, dtype=self.dtype)
@@ -132,14 +137,59 @@ class Placement:
         return size // self.group.size
 
 
+class Sink(Protocol):
+    """Where a slice of the checkpoint goes; rows may come in pieces, in order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the slice."""
+
+    def write(self, row: int, rows: Tensor) -> None:
+        """Rows `row ...` of the slice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSink:
+    """A slice that is kept as it is."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def write(self, row: int, rows: Tensor) -> None:
+        self.tensor[row : row + rows.shape[0]].copy_(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSink:
+    """A slice that becomes rows `first ...` of one matrix, or its columns cut over several."""
+
+    weights: tuple[LinearWeight, ...]
+    first: int
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows, sum(weight.shape[1] for weight in self.weights)
+
+    def write(self, row: int, rows: Tensor) -> None:
+        column = 0
+        for weight in self.weights:
+            columns = slice(column, column + weight.shape[1])
+            weight.write(self.first + row, rows[:, columns])
+            column = columns.stop
+
+
 class TensorShard(NamedTuple):
-    """One slice to read: `target` gets rows (or columns) `start ...` of the named tensor."""
+    """One slice to read: `sink` gets rows (or columns) `start ...` of the named tensor."""
 
     name: str
     full_shape: tuple[int, ...]
     dim: int
     start: int
-    target: Tensor
+    sink: Sink
 
 
 class ColumnParallelLinear(nn.Module):
@@ -157,91 +207,130 @@ class ColumnParallelLinear(nn.Module):
         self.parts = dict(parts)
         self.where = where
         self.local = {name: where.split(name, size) for name, size in parts.items()}
-        self.weight = where.empty(sum(self.local.values()), in_features)
-        self.bias = where.empty(sum(self.local.values())) if bias else None
+        self.weight = where.kernels.linear_weight(sum(self.local.values()), in_features, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.weight(x)
 
     def shards(self, prefix: str) -> Iterator[TensorShard]:
         """`prefix`: what stands before the parts' names in the checkpoint."""
         row = 0
         for name, full in self.parts.items():
             local = self.local[name]
-            rows, start = slice(row, row + local), self.where.group.rank * local
+            start = self.where.group.rank * local
             shape = (full, self.weight.shape[1])
-            yield TensorShard(f"{prefix}.{name}.weight", shape, 0, start, self.weight[rows])
-            if self.bias is not None:
-                yield TensorShard(f"{prefix}.{name}.bias", (full,), 0, start, self.bias[rows])
+            sink = WeightSink((self.weight,), row, local)
+            yield TensorShard(f"{prefix}.{name}.weight", shape, 0, start, sink)
+            if self.weight.bias is not None:
+                bias = TensorSink(self.weight.bias[row : row + local])
+                yield TensorShard(f"{prefix}.{name}.bias", (full,), 0, start, bias)
             row += local
 
 
 class RowParallelLinear(nn.Module):
-    """A linear layer whose input is already split over the ranks; no bias; sums over the ranks."""
+    """A linear layer whose input is already split over the ranks; no bias; sums over the ranks.
+
+    In deterministic mode the inputs are cut into the same slices whatever the number of ranks, and
+    the slices' float32 sums are added as a tree of which every rank holds a branch:
+
+        slices   0   1   2   3   4   5   6   7
+                  \\ /     \\ /     \\ /     \\ /
+                    +--+--+       +--+--+          rank 0 | rank 1 of 2
+                       +------+------+             the all-reduce
+    """
 
     def __init__(self, in_features: int, out_features: int, where: Placement) -> None:
         super().__init__()
         self.in_features = in_features
+        self.out_features = out_features
         self.where = where
-        self.weight = where.empty(out_features, where.split("input", in_features))
+        local = where.split("input", in_features)
+        slices = _slices(in_features) // where.group.size if where.deterministic else 1
+        slices = max(slices, 1)
+        self.weights = tuple(
+            where.kernels.linear_weight(out_features, local // slices) for _ in range(slices)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.where.group.all_reduce(F.linear(x, self.weight))
+        all_reduce = self.where.group.all_reduce
+        if not self.where.deterministic:
+            return all_reduce(self.weights[0](x))
+        width = self.weights[0].shape[1]
+        sums = [
+            weight(x[:, number * width : (number + 1) * width], full_precision=True)
+            for number, weight in enumerate(self.weights)
+        ]
+        while len(sums) > 1:
+            sums = [sums[i] + sums[i + 1] for i in range(0, len(sums), 2)]
+        return all_reduce(sums[0]).to(x.dtype)
 
     def shards(self, name: str) -> Iterator[TensorShard]:
-        out_features, local = self.weight.shape
-        start = self.where.group.rank * local
-        yield TensorShard(
-            f"{name}.weight", (out_features, self.in_features), 1, start, self.weight.data
-        )
+        sink = WeightSink(self.weights, 0, self.out_features)
+        start = self.where.group.rank * sink.shape[1]
+        shape = (self.out_features, self.in_features)
+        yield TensorShard(f"{name}.weight", shape, 1, start, sink)
+
+
+def _slices(size: int) -> int:
+    """The largest power of two, at most 8, that divides a dimension."""
+    return next(slices for slices in (8, 4, 2, 1) if size % slices == 0)
 
 
 class VocabParallelEmbedding(nn.Module):
     """Token embeddings, split by vocabulary."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, where: Placement) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_size: int, where: Placement, tied: LinearWeight | None = None
+    ) -> None:
+        """`tied`: the head's matrix where the model shares it; it is then filled by the head."""
         super().__init__()
         self.vocab_size = vocab_size
         self.where = where
-        self.weight = where.empty(where.split("vocabulary", vocab_size), hidden_size)
+        self.tied = tied
+        rows = where.split("vocabulary", vocab_size)
+        self.rows = rows
+        self.weight = None if tied is not None else where.empty(rows, hidden_size)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """[T] ids -> [T, D], the same on every rank."""
         if self.where.group.size == 1:
-            return F.embedding(token_ids, self.weight)
-        rows = self.weight.shape[0]
-        local = token_ids - self.where.group.rank * rows
-        elsewhere = (local < 0) | (local >= rows)
-        embedded = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+            return self._look_up(token_ids)
+        local = token_ids - self.where.group.rank * self.rows
+        elsewhere = (local < 0) | (local >= self.rows)
+        embedded = self._look_up(local.masked_fill(elsewhere, 0))
         return self.where.group.all_reduce(embedded.masked_fill_(elsewhere.unsqueeze(-1), 0))
 
+    def _look_up(self, rows: Tensor) -> Tensor:
+        if self.tied is not None:
+            return self.tied.embedding(rows)
+        assert self.weight is not None
+        return F.embedding(rows, self.weight)
+
     def shards(self, name: str) -> Iterator[TensorShard]:
-        rows, hidden = self.weight.shape
-        start = self.where.group.rank * rows
-        yield TensorShard(f"{name}.weight", (self.vocab_size, hidden), 0, start, self.weight.data)
+        if self.weight is not None:
+            sink = TensorSink(self.weight.data)
+            start = self.where.group.rank * self.rows
+            shape = (self.vocab_size, sink.shape[1])
+            yield TensorShard(f"{name}.weight", shape, 0, start, sink)
 
 
 class ParallelLMHead(nn.Module):
     """Hidden states to the logits of this rank's vocabulary; never gathered here."""
 
-    def __init__(
-        self, vocab_size: int, hidden_size: int, where: Placement, tied: nn.Parameter | None
-    ) -> None:
-        """`tied`: the embedding's weight where the model shares it."""
+    def __init__(self, vocab_size: int, hidden_size: int, where: Placement) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.where = where
         rows = where.split("vocabulary", vocab_size)
-        self.tied = tied is not None
-        self.weight = where.empty(rows, hidden_size) if tied is None else tied
+        self.weight = where.kernels.linear_weight(rows, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[S, D] -> [S, V / R]."""
-        return F.linear(x, self.weight)
+        return self.weight(x)
 
     def shards(self, name: str) -> Iterator[TensorShard]:
-        if not self.tied:
-            rows, hidden = self.weight.shape
-            start = self.where.group.rank * rows
-            shape = (self.vocab_size, hidden)
-            yield TensorShard(f"{name}.weight", shape, 0, start, self.weight.data)
+        """`name`: of the tensor that fills it, the embedding's where the model shares it."""
+        rows, hidden = self.weight.shape
+        start = self.where.group.rank * rows
+        shape = (self.vocab_size, hidden)
+        yield TensorShard(f"{name}.weight", shape, 0, start, WeightSink((self.weight,), 0, rows))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from cluster.attention.backend import AttentionPlan
-from cluster.model.layers import RMSNorm, Rotary, rotate, silu_and_mul
+from cluster.attention.backend import AttentionPlan, RotaryTable
+from cluster.model.layers import RMSNorm, Rotary
 from cluster.model.model_config import ModelConfig
 from cluster.model.parallel import (
     ColumnParallelLinear,
@@ -43,13 +43,11 @@ class Attention(nn.Module):
         self.o_proj = RowParallelLinear(parts["q_proj"], config.hidden_size, where)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, kv_layer: Tensor, attention: AttentionPlan
+        self, x: Tensor, rotary: RotaryTable, kv_layer: Tensor, attention: AttentionPlan
     ) -> Tensor:
         n, k = self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj(x).view(-1, n + 2 * k, self.head_dim)  # [T, N + 2K, H]
-        turned = rotate(qkv[:, : n + k], cos, sin)  # q and k in one go
-        attention.store_kv(kv_layer, turned[:, n:], qkv[:, n + k :])
-        out = attention.attend(kv_layer, turned[:, :n])  # [T, N, H]
+        out = attention.attend(kv_layer, qkv, rotary)  # [T, N, H]
         projected: Tensor = self.o_proj(out.reshape(-1, n * self.head_dim))  # [T, D]
         return projected
 
@@ -65,11 +63,13 @@ class MLP(nn.Module):
         super().__init__()
         inner = config.intermediate_size
         parts = {"gate_proj": inner, "up_proj": inner}
+        self.kernels = where.kernels
         self.gate_up_proj = ColumnParallelLinear(config.hidden_size, parts, False, where)
         self.down_proj = RowParallelLinear(inner, config.hidden_size, where)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))  # [T, 2F] -> [T, D]
+        gate_up = self.gate_up_proj(x)  # [T, 2F]
+        out: Tensor = self.down_proj(self.kernels.silu_and_mul(gate_up))  # [T, F] -> [T, D]
         return out
 
     def shards(self, prefix: str) -> Iterator[TensorShard]:
@@ -78,7 +78,11 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    The sum travels beside what is to be added to it, so that every addition joins the norm that
+    follows it.
+    """
 
     def __init__(self, config: ModelConfig, where: Placement) -> None:
         super().__init__()
@@ -88,11 +92,21 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config, where)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, kv_layer: Tensor, attention: AttentionPlan
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, kv_layer, attention)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        rotary: RotaryTable,
+        kv_layer: Tensor,
+        attention: AttentionPlan,
+    ) -> tuple[Tensor, Tensor]:
+        """(what is to be added, sum so far) -> the same, one layer on."""
+        if residual is None:
+            x, residual = self.input_layernorm(x), x
+        else:
+            x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, rotary, kv_layer, attention)
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x), residual
 
     def shards(self, prefix: str) -> Iterator[TensorShard]:
         yield from self.input_layernorm.shards(f"{prefix}.input_layernorm")
@@ -113,27 +127,28 @@ class Qwen2(nn.Module):
         super().__init__()
         check_tensor_parallel_size(config.shape, where.group.size)
         self.config = config
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, where)
+        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, where)
+        tied = self.lm_head.weight if config.tie_word_embeddings else None
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, where, tied
+        )
         self.layers = nn.ModuleList(DecoderLayer(config, where) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, where)
-        tied = self.embed_tokens.weight if config.tie_word_embeddings else None
-        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, where, tied)
         self.rotary = Rotary(config.head_dim, config.rope_theta, max_position, where.device)
 
     def forward(
         self,
         token_ids: Tensor,
-        positions: Tensor,
         kv_cache: list[Tensor],
         attention: AttentionPlan,
     ) -> Tensor:
-        """[T] ids at [T] positions -> [T, D] hidden states, the same on every rank."""
-        cos, sin = self.rotary.angles(positions)
-        x = self.embed_tokens(token_ids)
+        """[T] ids at the plan's positions -> [T, D] hidden states, the same on every rank."""
+        x: Tensor = self.embed_tokens(token_ids)
+        residual: Tensor | None = None
         for layer, kv_layer in zip(self.layers, kv_cache, strict=True):
-            x = layer(x, cos, sin, kv_layer, attention)
-        out: Tensor = self.norm(x)
-        return out
+            x, residual = layer(x, residual, self.rotary.table, kv_layer, attention)
+        assert residual is not None, "a model has at least one layer"
+        return self.norm.add(x, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[S, D] -> [S, V]: this rank's slice of the vocabulary."""
@@ -147,4 +162,5 @@ class Qwen2(nn.Module):
             assert isinstance(layer, DecoderLayer)
             yield from layer.shards(f"model.layers.{number}")
         yield from self.norm.shards("model.norm")
-        yield from self.lm_head.shards("lm_head")
+        tied = self.config.tie_word_embeddings
+        yield from self.lm_head.shards("model.embed_tokens" if tied else "lm_head")

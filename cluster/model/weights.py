@@ -5,6 +5,7 @@ and `.pt` files are not read.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from cluster.kernels.kernels import ROW_BLOCK
 from cluster.model.parallel import TensorShard
 
 Progress = Callable[[str, int, int], None]
@@ -20,6 +22,8 @@ Progress = Callable[[str, int, int], None]
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+PIECE_ELEMENTS = 1 << 21
+"""Elements of one piece; a piece is all that is held beside the weights."""
 _DERIVED = "rotary_emb.inv_freq"
 """Some old checkpoints store this table, which follows from the config."""
 
@@ -34,7 +38,7 @@ def load_weights(
     progress: Progress | None = None,
     ignore: Iterable[str] = (),
 ) -> int:
-    """Fill every shard's target from the checkpoint; returns the bytes read.
+    """Fill every shard's sink from the checkpoint; returns the bytes read.
 
     All headers are checked before the first tensor is read.
 
@@ -147,14 +151,20 @@ class _Checkpoint:
                 f"{self.path}: tensor {shard.name} is {kind}; quantised weights are not supported, "
                 "use the bfloat16 checkpoint"
             )
-        return shard.target.numel() * _BYTES[kind]
+        return math.prod(shard.sink.shape) * _BYTES[kind]
 
     def read(self, shard: TensorShard) -> int:
-        """Copy the shard into its target; returns the bytes read."""
+        """Pass the shard on, piece by piece; returns the bytes read."""
         view = self._file.get_slice(shard.name)
-        stop = shard.start + shard.target.shape[shard.dim]
-        part: torch.Tensor = (
-            view[shard.start : stop] if shard.dim == 0 else view[:, shard.start : stop]
-        )
-        shard.target.copy_(part)
-        return part.numel() * part.element_size()
+        rows, width = shard.sink.shape[0], math.prod(shard.sink.shape[1:])
+        step = max(ROW_BLOCK, PIECE_ELEMENTS // width // ROW_BLOCK * ROW_BLOCK)
+        done = 0
+        for row in range(0, rows, step):
+            stop = min(row + step, rows)
+            if shard.dim == 0:
+                part: torch.Tensor = view[shard.start + row : shard.start + stop]
+            else:
+                part = view[row:stop, shard.start : shard.start + width]
+            shard.sink.write(row, part)
+            done += part.numel() * part.element_size()
+        return done

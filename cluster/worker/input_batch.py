@@ -32,8 +32,6 @@ class StepInputs:
 
     token_ids: Tensor
     """int64 [T]"""
-    positions: Tensor
-    """int64 [T]"""
     metadata: AttentionMetadata
     sample_index: Tensor
     """int64 [S]: each sampling row's last token within T, in the frame's order."""
@@ -162,11 +160,11 @@ class InputBatch:
         sample_rows = frame_rows[samples]
         return StepInputs(
             token_ids=self._put(self._token_ids[token_rows, positions].astype(np.int64)),
-            positions=self._put(positions),
             metadata=AttentionMetadata(
                 cu_seqlens_q=self._put(borders),
                 seq_lens_k=self._put(seq_lens.astype(np.int32)),
                 block_table=self._put(self._block_table[rows, :num_pages]),
+                positions=self._put(positions),
                 slot_mapping=self._put(slots),
                 max_q=int(counts.max()),
                 max_k=max_k,

@@ -43,7 +43,7 @@ class ModelRunner:
             return output
         inputs = self._batch.prepare(frame.scheduled)
         plan = self._backend.plan(inputs.metadata)
-        hidden = self._model(inputs.token_ids, inputs.positions, self._kv_cache, plan)
+        hidden = self._model(inputs.token_ids, self._kv_cache, plan)
         if not inputs.sample_rows:
             return output
         logits = self._model.compute_logits(hidden[inputs.sample_index])
@@ -81,12 +81,13 @@ def run_dummy(
         block_table=torch.zeros(
             (1, -(-num_tokens // block_size)), dtype=torch.int32, device=device
         ),
+        positions=positions,
         slot_mapping=positions % block_size,
         max_q=num_tokens,
         max_k=num_tokens,
         num_decode=int(num_tokens == 1),
     )
-    hidden = model(torch.zeros_like(positions), positions, kv_cache, backend.plan(metadata))
+    hidden = model(torch.zeros_like(positions), kv_cache, backend.plan(metadata))
     model.compute_logits(hidden[-1:])
     for kv_layer in kv_cache:
         kv_layer[:, 0] = 0

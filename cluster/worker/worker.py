@@ -32,6 +32,7 @@ from cluster.attention.cpu import TorchAttention
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.config import EngineConfig
 from cluster.device import Device
+from cluster.kernels.selection import select_kernels
 from cluster.model.model_config import ModelConfig, read_model_config
 from cluster.model.parallel import Placement, TPGroup
 from cluster.model.qwen2 import Qwen2
@@ -122,7 +123,8 @@ class Worker:
             WeightError: the checkpoint is incomplete or of another model.
         """
         device = self.device.torch_device
-        where = Placement(self.group, device, self._dtype)
+        kernels = select_kernels(self.device, self._dtype, self.config)
+        where = Placement(self.group, device, self._dtype, kernels, self.config.deterministic)
         longest = self.config.max_model_len or self.model_config.max_position
         model = Qwen2(self.model_config, where, min(longest, self.model_config.max_position))
         tied = ("lm_head.weight",) if self.model_config.tie_word_embeddings else ()

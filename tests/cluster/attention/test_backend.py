@@ -13,6 +13,7 @@ def test_the_cache_of_a_layer_starts_as_zeros_in_the_agreed_layout() -> None:
 
 def test_the_torch_backend_keeps_the_interface() -> None:
     backend: AttentionBackend = TorchAttention(16, 16, torch.float32)
-    plan: AttentionPlan = TorchPlan(torch.zeros(0, dtype=torch.int64), [], [])
+    nothing = torch.zeros(0, dtype=torch.int64)
+    plan: AttentionPlan = TorchPlan(nothing, nothing, [], [])
     assert backend.name == "cpu"
     assert plan is not None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cluster.attention import cpu
-from cluster.attention.backend import AttentionMetadata, allocate_kv_layer
+from cluster.attention.backend import AttentionMetadata, RotaryTable, allocate_kv_layer
 from cluster.attention.cpu import TorchAttention
 
 NUM_BLOCKS = 64
@@ -45,12 +45,13 @@ def metadata(case: Case, order: list[int]) -> AttentionMetadata:
     lengths = [before + now for before, now in case.requests]
     pages = [-(-length // case.block_size) for length in lengths]
     table = torch.zeros((len(lengths), max(pages)), dtype=torch.int32)
-    slots = []
+    slots, positions = [], []
     for row, count in enumerate(pages):
         table[row, :count] = torch.tensor([next(free) for _ in range(count)])
     for row, (before, now) in enumerate(case.requests):
         for position in range(before, before + now):
             page, offset = divmod(position, case.block_size)
+            positions.append(position)
             slots.append(int(table[row, page]) * case.block_size + offset)
     counts = [now for _, now in case.requests]
     borders = torch.tensor([0, *counts]).cumsum(0).int()
@@ -58,11 +59,18 @@ def metadata(case: Case, order: list[int]) -> AttentionMetadata:
         cu_seqlens_q=borders,
         seq_lens_k=torch.tensor(lengths, dtype=torch.int32),
         block_table=table,
+        positions=torch.tensor(positions),
         slot_mapping=torch.tensor(slots),
         max_q=max(counts),
         max_k=max(lengths),
         num_decode=counts.count(1),
     )
+
+
+def unturned(head_dim: int) -> RotaryTable:
+    """Angles of zero: heads stay as they are."""
+    angles = torch.zeros(1000, head_dim // 2)
+    return RotaryTable(angles.cos(), angles.sin())
 
 
 def expected(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -97,8 +105,8 @@ def paged(case: Case, order: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
         wanted.append(expected(q[start : start + now], k, v))
     backend = TorchAttention(case.block_size, case.kv_heads * case.head_dim, torch.float32)
     plan = backend.plan(meta)
-    plan.store_kv(layer, torch.cat(new_k), torch.cat(new_v))
-    return plan.attend(layer, q), torch.cat(wanted)
+    qkv = torch.cat((q, torch.cat(new_k), torch.cat(new_v)), 1)
+    return plan.attend(layer, qkv, unturned(case.head_dim)), torch.cat(wanted)
 
 
 @settings(deadline=None, max_examples=120)
@@ -158,6 +166,7 @@ def test_padding_points_to_the_dummy_block_and_adds_nothing() -> None:
         cu_seqlens_q=torch.tensor([0, 1, 2], dtype=torch.int32),
         seq_lens_k=torch.tensor([5, 1], dtype=torch.int32),
         block_table=torch.tensor([[1, 2], [0, 0]], dtype=torch.int32),
+        positions=torch.tensor([4, 0]),
         slot_mapping=torch.tensor([8, 0]),
         max_q=1,
         max_k=5,
@@ -165,7 +174,7 @@ def test_padding_points_to_the_dummy_block_and_adds_nothing() -> None:
     )
     plan = TorchAttention(4, 8, torch.float32).plan(meta)
     value = torch.ones(2, 1, 8)
-    plan.store_kv(layer, torch.zeros(2, 1, 8), value)
-    out = plan.attend(layer, torch.randn(2, 1, 8))
+    qkv = torch.cat((torch.randn(2, 1, 8), torch.zeros(2, 1, 8), value), 1)
+    out = plan.attend(layer, qkv, unturned(8))
     torch.testing.assert_close(out[0], value[0] / 5)  # four stored zeros and a one
     torch.testing.assert_close(out[1], value[1])

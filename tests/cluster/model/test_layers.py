@@ -6,10 +6,14 @@ from transformers.models.qwen2.modeling_qwen2 import (
     apply_rotary_pos_emb,
 )
 
-from cluster.model.layers import RMSNorm, Rotary, rotate, silu_and_mul
+from cluster.attention.cpu import rotary_angles, rotate
+from cluster.kernels.torch_kernels import TorchKernels
+from cluster.model.layers import RMSNorm, Rotary
 from cluster.model.parallel import Placement, TPGroup
 
-HERE = Placement(TPGroup(), torch.device("cpu"), torch.float32)
+CPU = torch.device("cpu")
+KERNELS = TorchKernels(CPU, torch.float32)
+HERE = Placement(TPGroup(), CPU, torch.float32, KERNELS)
 
 
 def test_rms_norm_is_that_of_transformers() -> None:
@@ -30,13 +34,13 @@ def test_rotation_is_that_of_transformers() -> None:
     q, k = torch.randn(2, 5, 4, 16)
     their_cos, their_sin = Qwen2RotaryEmbedding(config)(q, positions[None])
     want_q, want_k = apply_rotary_pos_emb(q, k, their_cos[0], their_sin[0], unsqueeze_dim=1)
-    cos, sin = Rotary(16, 12_345.0, 4096, torch.device("cpu")).angles(positions)
+    cos, sin = rotary_angles(Rotary(16, 12_345.0, 4096, CPU).table, positions)
     torch.testing.assert_close(rotate(q, cos, sin), want_q)
     torch.testing.assert_close(rotate(k, cos, sin), want_k)
 
 
 def test_rotation_keeps_the_dtype_of_its_input() -> None:
-    cos, sin = Rotary(4, 1e4, 8, torch.device("cpu")).angles(torch.tensor([3]))
+    cos, sin = rotary_angles(Rotary(4, 1e4, 8, CPU).table, torch.tensor([3]))
     assert cos.dtype is torch.float32
     assert rotate(torch.ones(1, 2, 4, dtype=torch.bfloat16), cos, sin).dtype is torch.bfloat16
 
@@ -44,4 +48,4 @@ def test_rotation_keeps_the_dtype_of_its_input() -> None:
 def test_gate_comes_before_up() -> None:
     gate, up = torch.randn(2, 3, 5)
     want = torch.nn.functional.silu(gate) * up
-    torch.testing.assert_close(silu_and_mul(torch.cat((gate, up), -1)), want)
+    torch.testing.assert_close(KERNELS.silu_and_mul(torch.cat((gate, up), -1)), want)

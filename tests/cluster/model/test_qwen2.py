@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from torch import Tensor
 from cluster.attention.backend import allocate_kv_layer
 from cluster.attention.cpu import TorchAttention
 from cluster.batch import AppendedRow, ScheduledRow, SchedulerOutput, StartedRow
+from cluster.kernels.torch_kernels import TorchKernels
 from cluster.model.model_config import ModelConfig, read_model_config
 from cluster.model.parallel import Placement, TPGroup
-from cluster.model.qwen2 import Qwen2
+from cluster.model.qwen2 import DecoderLayer, Qwen2
 from cluster.model.weights import load_weights
 from cluster.request import SamplingParams
 from cluster.worker.input_batch import InputBatch
@@ -40,7 +42,8 @@ class AllLogits:
     def __init__(self, folder: Path, group: TPGroup) -> None:
         config = read_model_config(folder)
         self.group = group
-        self.model = Qwen2(config, Placement(group, CPU, torch.float32), config.max_position)
+        where = Placement(group, CPU, torch.float32, TorchKernels(CPU, torch.float32))
+        self.model = Qwen2(config, where, config.max_position)
         load_weights(folder, self.model.shards(), ignore=["lm_head.weight"])
         heads = config.num_kv_heads // group.size
         self.cache = [
@@ -56,7 +59,7 @@ class AllLogits:
         self.batch.apply(frame)
         inputs = self.batch.prepare(frame.scheduled)
         plan = self.backend.plan(inputs.metadata)
-        hidden = self.model(inputs.token_ids, inputs.positions, self.cache, plan)
+        hidden = self.model(inputs.token_ids, self.cache, plan)
         return self.group.all_gather(self.model.compute_logits(hidden))
 
 
@@ -122,35 +125,41 @@ def test_logits_are_those_of_transformers_in_every_kind_of_step(
             torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 
 
+def on_meta(group: TPGroup) -> Placement:
+    meta = torch.device("meta")
+    return Placement(group, meta, torch.bfloat16, TorchKernels(meta, torch.bfloat16))
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_shards_of_the_32b_have_the_published_shapes(
     size: int, ranks: Callable[[int], Any]
 ) -> None:
     config = msgspec.structs.replace(R1_32B, num_layers=1)
     group = ranks(size).groups[-1]
-    model = Qwen2(config, Placement(group, torch.device("meta"), torch.bfloat16), 8)
-    shapes = {name: list(weight.shape) for name, weight in model.named_parameters()}
-    layer = "layers.0"
-    assert shapes[f"{layer}.self_attn.qkv_proj.weight"] == [7168 // size, 5120]
-    assert shapes[f"{layer}.self_attn.o_proj.weight"] == [5120, 5120 // size]
-    assert shapes[f"{layer}.mlp.gate_up_proj.weight"] == [55296 // size, 5120]
-    assert shapes[f"{layer}.mlp.down_proj.weight"] == [5120, 27648 // size]
-    assert shapes["lm_head.weight"] == shapes["embed_tokens.weight"] == [152064 // size, 5120]
+    model = Qwen2(config, on_meta(group), 8)
+    layer = model.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    assert layer.self_attn.qkv_proj.weight.shape == (7168 // size, 5120)
+    assert [w.shape for w in layer.self_attn.o_proj.weights] == [(5120, 5120 // size)]
+    assert layer.mlp.gate_up_proj.weight.shape == (55296 // size, 5120)
+    assert [w.shape for w in layer.mlp.down_proj.weights] == [(5120, 27648 // size)]
+    assert model.lm_head.weight.shape == (152064 // size, 5120)
+    assert model.embed_tokens.weight is not None
+    assert model.embed_tokens.weight.shape == (152064 // size, 5120)
     starts = {shard.name: shard.start for shard in model.shards()}
     assert starts["lm_head.weight"] == 152064 // size * (size - 1)
     assert starts["model.layers.0.self_attn.k_proj.bias"] == 1024 // size * (size - 1)
 
 
 def test_the_whole_32b_is_65_and_a_half_gigabytes(ranks: Callable[[int], Any]) -> None:
-    where = Placement(TPGroup(), torch.device("meta"), torch.bfloat16)
-    parameters = Qwen2(R1_32B, where, 8).parameters()
-    assert sum(p.numel() * p.element_size() for p in parameters) == 2 * 32_763_876_352
+    shards = Qwen2(R1_32B, on_meta(TPGroup()), 8).shards()
+    assert sum(math.prod(shard.sink.shape) for shard in shards) == 32_763_876_352
 
 
 @pytest.mark.parametrize("size", [3, 5, 6, 16])
 def test_a_parallel_size_that_does_not_divide_the_heads_is_refused(
     size: int, ranks: Callable[[int], Any]
 ) -> None:
-    where = Placement(ranks(size).groups[0], torch.device("meta"), torch.bfloat16)
+    where = on_meta(ranks(size).groups[0])
     with pytest.raises(ValueError, match=rf"tensor_parallel_size {size} does not divide .*heads"):
         Qwen2(R1_32B, where, 8)

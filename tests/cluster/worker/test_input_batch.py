@@ -39,7 +39,7 @@ def test_a_step_lists_decodes_first_and_the_longest_of_them_first() -> None:
     )
     meta = inputs.metadata
     assert inputs.token_ids.tolist() == [20, 12, 2, 3, 4, 5]
-    assert inputs.positions.tolist() == [8, 1, 1, 2, 3, 4]
+    assert inputs.metadata.positions.tolist() == [8, 1, 1, 2, 3, 4]
     assert meta.slot_mapping.tolist() == [24, 21, 29, 30, 31, 12]
     assert meta.cu_seqlens_q.tolist() == [0, 1, 2, 6]
     assert meta.seq_lens_k.tolist() == [9, 2, 5]
@@ -147,7 +147,7 @@ def check_step(
         (s.row, p) for s in ordered for p in range(s.num_computed, s.num_computed + s.num_tokens)
     ]
     assert inputs.token_ids.tolist() == [tokens[r][p] for r, p in spans]
-    assert inputs.positions.tolist() == [p for _, p in spans]
+    assert inputs.metadata.positions.tolist() == [p for _, p in spans]
     want = [blocks[r][p // BLOCK] * BLOCK + p % BLOCK for r, p in spans]
     assert inputs.metadata.slot_mapping.tolist() == want
     width = inputs.metadata.block_table.shape[1]

@@ -1,0 +1,60 @@
+"""Kernels: what the layers of the model ask of a machine, whoever computes it.
+
+Owns the interface alone. Two implementations answer to it: `torch_kernels.TorchKernels` on any
+device, `native_kernels.NativeKernels` with the compiled extension on CPUs; `selection` decides.
+
+Shape letters: M rows (tokens), K inputs, N outputs, D hidden, F intermediate.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+ROW_BLOCK = 16
+"""Rows are stored in groups of so many by kernels that reorder them."""
+
+
+class LinearWeight(Protocol):
+    """One matrix [N, K] and perhaps a bias [N], kept in the form its kernel wants."""
+
+    shape: tuple[int, int]
+    bias: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, padding and scales included."""
+
+    def write(self, row: int, rows: Tensor) -> None:
+        """Take in rows `row ...` [R, K] of the checkpoint's matrix, whatever their dtype.
+
+        `row` is a multiple of `ROW_BLOCK`, or the first row of a part of a merged matrix.
+        """
+
+    def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
+        """[M, K] -> [M, N] = x W^T + bias; `full_precision`: the float32 sums, not rounded."""
+
+    def embedding(self, ids: Tensor) -> Tensor:
+        """[T] row numbers -> [T, K]."""
+
+
+class Kernels(Protocol):
+    """The dense operations of a decoder on one device, in one dtype."""
+
+    name: str
+
+    def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
+        """An unfilled matrix of N outputs and K inputs."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """[M, D] -> x / rms(x) * weight; the mean square is taken in float32."""
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(norm(residual + x), residual + x) [M, D]; `residual` may be overwritten."""
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """[M, 2F] = [gate | up] -> silu(gate) * up [M, F]."""
+
+    def describe(self) -> list[str]:
+        """One line per choice: the operation, who computes it, and why."""

@@ -1,0 +1,87 @@
+"""TorchKernels: the dense operations in plain torch, on any device; the others' oracle.
+
+Owns one choice: matrices in bfloat16 on a CPU whose float32 units are faster are widened for every
+call with many rows (see `selection`). Knows no layers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEVER = 1 << 62
+
+
+class PlainWeight:
+    """[N, K] as the checkpoint has it."""
+
+    def __init__(
+        self,
+        n: int,
+        k: int,
+        bias: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        widen_from: int = NEVER,
+    ) -> None:
+        """`widen_from`: rows from which the product is taken in float32."""
+        self.shape = (n, k)
+        self.weight = torch.empty((n, k), device=device, dtype=dtype)
+        self.bias = torch.empty(n, device=device, dtype=dtype) if bias else None
+        self._widen_from = widen_from
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def write(self, row: int, rows: Tensor) -> None:
+        self.weight[row : row + rows.shape[0]].copy_(rows)
+
+    def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
+        if full_precision or x.shape[0] >= self._widen_from:
+            bias = None if self.bias is None else self.bias.float()
+            wide = F.linear(x.float(), self.weight.float(), bias)
+            return wide if full_precision else wide.to(x.dtype)
+        return F.linear(x, self.weight, self.bias)
+
+    def embedding(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class TorchKernels:
+    """Plain torch."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        reason: str = "asked for",
+        widen_from: int = NEVER,
+    ) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._reason = reason
+        self._widen_from = widen_from
+
+    def linear_weight(self, n: int, k: int, bias: bool = False) -> PlainWeight:
+        return PlainWeight(n, k, bias, self._device, self._dtype, self._widen_from)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        residual = residual + x
+        return F.rms_norm(residual, weight.shape, weight, eps), residual
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+
+    def describe(self) -> list[str]:
+        lines = [f"dense layers: torch ({self._reason})"]
+        if self._widen_from < NEVER:
+            lines.append(f"linear from {self._widen_from} rows: torch in float32 (measured faster)")
+        return lines
