@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 
 setup: $(VENV)/.ready
 
-# torch goes first and pinned: an unpinned one pulls gigabytes of CUDA.
-$(VENV)/.ready: pyproject.toml
+# torch goes first and pinned: an unpinned one pulls gigabytes of CUDA. The kernels are compiled where
+# there is a compiler, and left out where there is none.
+$(VENV)/.ready: pyproject.toml $(wildcard cluster/kernels/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; point PYTHON at one: make PYTHON=python3.11"; exit 1; }
 	@echo "Setting up $(VENV) (minutes the first time, nothing afterwards) ..."
@@ -18,6 +19,7 @@ $(VENV)/.ready: pyproject.toml
 	@$(BIN)/python -m pip install -qq --upgrade pip
 	@$(BIN)/python -m pip install -qq torch==2.13.0
 	@$(BIN)/python -m pip install -qq --editable '.[dev]'
+	@$(BIN)/python -m cluster.kernels.build
 	@touch $@
 
 serve: setup

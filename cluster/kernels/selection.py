@@ -1,20 +1,117 @@
-"""Which kernels serve on this machine: measured where two could, never chosen by a flag alone.
+"""Which kernels serve on this machine: measured where several could, never chosen by a flag alone.
 
-Owns the choice and its reasons. Knows no layers.
+Owns the choice, its measurements and its reasons. Knows no layers.
 """
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 
 from cluster.config import EngineConfig
 from cluster.device import Device
+from cluster.kernels import native
 from cluster.kernels.kernels import Kernels
-from cluster.kernels.torch_kernels import TorchKernels
+from cluster.kernels.native_kernels import UNPACKED, NativeKernels, RowClass
+from cluster.kernels.torch_kernels import NEVER, TorchKernels
+
+PROBES = ((1, 4), (9, 32), (65, 256))
+"""(first row of a class, rows it is measured with)"""
+SIZE = 1024
+"""The probe's matrix is SIZE x SIZE: 2 MiB, a core's second-level cache."""
+ROUNDS = 5
 
 
 def select_kernels(device: Device, dtype: torch.dtype, config: EngineConfig) -> Kernels:
     """The kernels of one rank.
 
     Raises:
-        RuntimeError: `kernels: native` is asked for and cannot be had; the message says why.
+        RuntimeError: `kernels: native` or `deterministic` is asked for and cannot be had; the
+            message says why.
     """
-    return TorchKernels(device.torch_device, dtype)
+    reason = _obstacle(device, dtype, config)
+    if reason is None:
+        extension, instructions = native.load()
+        if extension is not None:
+            classes = _measure_classes(extension, config.deterministic)
+            return NativeKernels(extension, instructions, classes)
+        reason = f"the compiled kernels are {instructions}"
+    if config.kernels == "native" or (config.deterministic and not device.is_cuda):
+        asked = "kernels: native" if config.kernels == "native" else "deterministic: true"
+        raise RuntimeError(f"{asked} cannot be served: {reason}")
+    widen_from = NEVER if device.is_cuda or dtype is torch.float32 else _measure_widening()
+    return TorchKernels(device.torch_device, dtype, reason, widen_from)
+
+
+def _obstacle(device: Device, dtype: torch.dtype, config: EngineConfig) -> str | None:
+    if device.is_cuda:
+        return "the device is a GPU"
+    if config.kernels == "torch":
+        return "kernels: torch"
+    if dtype is not torch.bfloat16:
+        return f"dtype is {str(dtype).removeprefix('torch.')}; set dtype: bfloat16"
+    return None
+
+
+def _measure_classes(extension: Any, deterministic: bool) -> list[RowClass]:
+    """The fastest variant of each class of rows; in deterministic mode one for all of them."""
+    weight = torch.randn(SIZE, SIZE).to(torch.bfloat16)
+    packed = extension.packed_empty(SIZE, SIZE)
+    extension.pack_rows_(packed, weight, 0, SIZE, SIZE)
+    names = extension.linear_variants()
+
+    def product(variant: int, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        if variant == UNPACKED:
+            return lambda: F.linear(x, extension.unpack_linear(packed, SIZE, SIZE))
+        return lambda: extension.linear(x, packed, SIZE, None, False, variant)
+
+    times: dict[int, dict[int, float]] = {}
+    for first_row, rows in PROBES:
+        x = torch.randn(rows, SIZE).to(torch.bfloat16)
+        variants = list(range(len(names)))
+        if rows > SIZE // 8 and not deterministic:
+            variants.append(UNPACKED)
+        times[first_row] = {v: _seconds(product(v, x)) for v in variants}
+    if deterministic:
+        total = {v: sum(taken[v] for taken in times.values()) for v in range(len(names))}
+        best = min(total, key=total.__getitem__)
+        return [RowClass(1, best, f"{names[best]} (one for all: deterministic)")]
+    classes = []
+    for first_row, taken in times.items():
+        best = min(taken, key=taken.__getitem__)
+        classes.append(RowClass(first_row, best, _label(taken, names)))
+    return classes
+
+
+def _label(taken: dict[int, float], names: list[str]) -> str:
+    """`bf16dot (0.21 ms; fp32fma 0.40, torch 0.55)`"""
+    labels = {v: "torch" if v == UNPACKED else names[v] for v in taken}
+    ranking = sorted(taken, key=taken.__getitem__)
+    others = ", ".join(f"{labels[v]} {taken[v] * 1e3:.2f}" for v in ranking[1:])
+    first = f"{labels[ranking[0]]} ({taken[ranking[0]] * 1e3:.2f} ms"
+    return f"{first}; {others})" if others else f"{first})"
+
+
+def _measure_widening() -> int:
+    """Rows from which bfloat16 products are faster in float32, widening the matrix every time."""
+    weight = torch.randn(SIZE, SIZE).to(torch.bfloat16)
+    for first_row, rows in PROBES[1:]:
+        x = torch.randn(rows, SIZE).to(torch.bfloat16)
+        narrow = _seconds(lambda x=x: F.linear(x, weight))  # type: ignore[misc]
+        wide = _seconds(lambda x=x: F.linear(x.float(), weight.float()).to(x.dtype))  # type: ignore[misc]
+        if wide < narrow:
+            return first_row
+    return NEVER
+
+
+def _seconds(run: Callable[[], torch.Tensor]) -> float:
+    """The best of some rounds."""
+    run()
+    best = float("inf")
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,12 @@
+// The one Python module of the compiled kernels.
+//
+// Owns the list of what is bound; each source file binds its own functions. Every kernel checks at
+// run time which instructions this CPU has, so one build serves every x86-64 machine.
+
+#include <pybind11/pybind11.h>
+
+#include "bindings.h"
+
+PYBIND11_MODULE(_native, module) {
+  bind_linear(module);
+}
