@@ -1,8 +1,8 @@
 """Candidates: drawing among the few likeliest ids, for rows with top-k, top-p or min-p.
 
-Owns what ranks offer of a row, how offers are merged, and the draw. The kept set is "values >=
-cutoff", so it depends on values only; a row whose kept set reaches beyond what was offered says so
-and is drawn otherwise. Knows no requests.
+Owns how the ranks' offers of a row are merged, and the draw. The kept set is "values >= cutoff", so
+it depends on values only; a row whose kept set reaches beyond what was offered says so and is drawn
+otherwise. Host arrays, a few dozen columns wide. Knows no requests.
 
     offered   5.1  4.0  3.9  2.2 | floor 2.2: lower values, and equals, may be missing
     kept      5.1  4.0             2 < the 3 complete ones: covered
@@ -12,74 +12,74 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from cluster.worker.exchange import side_by_side
 from cluster.worker.noise import MAX_VOCAB, gumbel
 
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
 
 class Filters(NamedTuple):
-    """Device tensors [n, 1] of n rows."""
+    """Of n rows, [n, 1] each."""
 
-    top_p: Tensor
+    top_p: Floats
     """inf: no limit."""
-    min_p_log: Tensor
+    min_p_log: Floats
     """-inf: no limit."""
-    top_k: Tensor
+    top_k: Ints
     """MAX_VOCAB: no limit."""
-    keys: Tensor
+    keys: npt.NDArray[np.uint64]
 
     @classmethod
     def of(
-        cls,
-        top_p: np.ndarray[tuple[int], np.dtype[np.float32]],
-        min_p: np.ndarray[tuple[int], np.dtype[np.float32]],
-        top_k: np.ndarray[tuple[int], np.dtype[np.int64]],
-        keys: Tensor,
+        cls, top_p: Floats, min_p: Floats, top_k: Ints, keys: npt.NDArray[np.uint64]
     ) -> "Filters":
-        """From host arrays [n], in which 1, 0 and 0 mean no limit."""
+        """From arrays [n] in which 1, 0 and 0 mean no limit."""
         with np.errstate(divide="ignore"):
-            columns = (
-                np.where(top_p < 1, top_p, np.float32(math.inf)),
-                np.log(min_p),
-                np.where(top_k > 0, np.minimum(top_k, MAX_VOCAB), MAX_VOCAB),
+            return cls(
+                np.where(top_p < 1, top_p, np.float32(math.inf))[:, np.newaxis],
+                np.log(min_p)[:, np.newaxis],
+                np.where(top_k > 0, np.minimum(top_k, MAX_VOCAB), MAX_VOCAB)[:, np.newaxis],
+                keys,
             )
-        on_device = [torch.from_numpy(column).to(keys.device).unsqueeze(1) for column in columns]
-        return cls._make([*on_device, keys])
 
-    def rows(self, index: Tensor) -> "Filters":
+    def rows(self, index: Ints) -> "Filters":
         return Filters._make(part[index] for part in self)
 
 
 class Offer(NamedTuple):
     """What all ranks offered for n rows."""
 
-    values: Tensor
+    values: Floats
     """[n, C], descending"""
-    ids: Tensor
-    """[n, C], float32"""
-    floor: Tensor
+    ids: Ints
+    """[n, C]"""
+    floor: Floats
     """[n, 1] values at or below it may be missing; -inf: nothing is missing."""
 
     @classmethod
-    def merge(cls, values: Tensor, ids: Tensor, width: int, local_vocab: int) -> "Offer":
+    def merge(cls, values: Floats, ids: Floats, width: int, local_vocab: int) -> "Offer":
         """From offers [R, n, W] of ranks with `local_vocab` ids: the best `width` of each row."""
         ranks, rows, offered = values.shape
-        floor = values.new_full((rows, 1), -math.inf)
+        floor = np.full((rows, 1), -math.inf, np.float32)
         if offered < local_vocab:
-            floor = values[:, :, -1].amax(0).unsqueeze(1)
+            floor = values[:, :, -1].max(0)[:, np.newaxis]
         if ranks == 1:
-            return cls(values[0], ids[0], floor)
+            return cls(values[0], ids[0].astype(np.int64), floor)
         kept = min(max(width, offered), ranks * offered)
-        top, order = side_by_side(values).topk(kept, -1)
+        everyone = side_by_side(values)
+        order = np.argsort(-everyone, axis=-1, kind="stable")[:, :kept]
+        best = np.take_along_axis(everyone, order, -1)
         if kept < ranks * offered:
-            floor = torch.maximum(floor, top[:, -1:])
-        return cls(top, side_by_side(ids).gather(1, order), floor)
+            floor = np.maximum(floor, best[:, -1:])
+        return cls(best, np.take_along_axis(side_by_side(ids), order, -1).astype(np.int64), floor)
 
 
-def draw_offered(offer: Offer, lse: Tensor, filters: Filters, narrow: int) -> tuple[Tensor, Tensor]:
-    """Draw where the offer suffices: ids int64 [n], and bool [n] whether it did.
+def draw_offered(offer: Offer, lse: Floats, filters: Filters, narrow: int) -> tuple[Ints, Bools]:
+    """Draw where the offer suffices: ids [n], and [n] whether it did.
 
     Args:
         lse: [n, 1] of the whole row.
@@ -90,17 +90,21 @@ def draw_offered(offer: Offer, lse: Tensor, filters: Filters, narrow: int) -> tu
     last = values.shape[1] - 1
     limited = filters.top_k < MAX_VOCAB
     if last >= narrow:
-        floor = torch.where(limited, floor, values[:, narrow - 1 : narrow])
-    mass = (values - lse).exp()
+        floor = np.where(limited, floor, values[:, narrow - 1 : narrow])
+    with np.errstate(invalid="ignore"):
+        mass = np.exp(values - lse)
+        least = values[:, :1] + filters.min_p_log
     below = mass.cumsum(-1)
-    rank_k = (filters.top_k - 1).clamp(max=last)
-    total = torch.where(filters.top_k <= last + 1, below.gather(1, rank_k), 1.0)
-    count = ((below - mass) < filters.top_p * total).sum(-1, keepdim=True)
-    count = torch.minimum(count, (values >= values[:, :1] + filters.min_p_log).sum(-1, True))
-    count = torch.minimum(count, filters.top_k).clamp(min=1)
-    cutoff = values.gather(1, (count - 1).clamp(max=last))
-    complete = (values > floor).sum(-1, keepdim=True)
+    at_k = np.take_along_axis(below, np.minimum(filters.top_k - 1, last), -1)
+    total = np.where(filters.top_k <= last + 1, at_k, np.float32(1))
+    count = ((below - mass) < filters.top_p * total).sum(-1, keepdims=True)
+    count = np.minimum(count, (values >= least).sum(-1, keepdims=True))
+    count = np.maximum(np.minimum(count, filters.top_k), 1)
+    cutoff = np.take_along_axis(values, np.minimum(count - 1, last), -1)
+    complete = (values > floor).sum(-1, keepdims=True)
     covered = (count < complete) & (~limited | (filters.top_k <= complete)) | (floor == -math.inf)
-    scores = (values + gumbel(filters.keys, ids.long())).masked_fill_(values < cutoff, -math.inf)
-    at = scores.argmax(-1, keepdim=True)
-    return ids.gather(1, at)[:, 0].long(), covered[:, 0]
+    columns = max(1, int((values >= cutoff).sum(-1).max(initial=0)))
+    scores = values[:, :columns] + gumbel(filters.keys, ids[:, :columns])
+    scores[values[:, :columns] < cutoff] = -math.inf
+    best = scores.argmax(-1)
+    return ids[np.arange(len(ids)), best], covered[:, 0]

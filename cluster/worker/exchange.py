@@ -1,24 +1,32 @@
-"""Several small tensors of every rank, in one collective."""
+"""Several small tensors of every rank, in one collective, on the host."""
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cluster.model.parallel import TPGroup
 
+Floats = npt.NDArray[np.float32]
 
-def exchange(group: TPGroup, parts: Sequence[Tensor]) -> list[Tensor]:
+
+def exchange(group: TPGroup, parts: Sequence[Tensor]) -> list[Floats]:
     """All-gather float32 tensors of equal shapes on all ranks; each comes back as [R, *shape]."""
     ranks = group.size
-    if ranks == 1:
-        return [part.unsqueeze(0) for part in parts]
+    if ranks == 1 and parts[0].device.type == "cpu":
+        return [part.unsqueeze(0).numpy() for part in parts]
     packed = group.all_gather(torch.cat([part.reshape(-1) for part in parts]))
-    pieces = torch.split(packed.view(ranks, -1), [part.numel() for part in parts], dim=1)
+    host = packed.view(ranks, -1).cpu().numpy()
+    ends = np.cumsum([part.numel() for part in parts])
+    pieces = np.split(host, ends[:-1], axis=1)
     return [piece.reshape(ranks, *part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
-def side_by_side(gathered: Tensor) -> Tensor:
+def side_by_side(gathered: Floats) -> Floats:
     """[R, n, k] -> [n, R * k], rank 0's columns first."""
-    ranks, rows, columns = gathered.shape
-    return gathered.transpose(0, 1).reshape(rows, ranks * columns)
+    if len(gathered) == 1:
+        return gathered[0]
+    whole: Floats = np.concatenate(list(gathered), axis=-1)
+    return whole

@@ -12,8 +12,12 @@ what is built from them has the same bits. Knows no noise and no requests.
 import math
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Floats = npt.NDArray[np.float32]
 
 NUM_SLICES = 8
 _CHUNK = 128
@@ -22,20 +26,22 @@ _SMALL = 4096
 
 
 class SliceSums(NamedTuple):
-    """Of n rows: each slice's highest value and its sum relative to that, float32 [n, slices]."""
+    """Of n rows: each slice's highest value and its sum relative to that, [n, slices]."""
 
-    peak: Tensor
-    mass: Tensor
+    peak: Floats
+    mass: Floats
 
-    def weights(self) -> tuple[Tensor, Tensor]:
+    def weights(self) -> tuple[Floats, Floats]:
         """(highest value of the row [n, 1], every slice's sum relative to it [n, slices])."""
-        peak = self.peak.amax(-1, keepdim=True)
-        return peak, self.mass * (self.peak - peak).exp()
+        peak = self.peak.max(-1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return peak, self.mass * np.exp(self.peak - peak)
 
-    def logsumexp(self) -> Tensor:
-        """Of all slices given, float32 [n, 1]."""
+    def logsumexp(self) -> Floats:
+        """Of all slices given, [n, 1]."""
         peak, weights = self.weights()
-        return peak + tree_sum(weights).log()
+        with np.errstate(divide="ignore"):
+            return peak + np.log(tree_sum(weights))
 
 
 class LogitSlices:
@@ -48,30 +54,29 @@ class LogitSlices:
         self.width = vocab_size // ranks // self.local
         """Ids of one slice."""
 
-    def shares(self, logits: Tensor) -> tuple[Tensor, SliceSums]:
-        """[n, V / R] -> every id's share of its slice [n, slices, width], and the slices' sums.
+    def shares(self, logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """[n, V / R] -> every id's share of its slice [n, slices, width], and `SliceSums` as
+        tensors. The shares of a slice without any finite value mean nothing.
 
-        The shares of a slice without any finite value mean nothing.
+        Args:
+            out: where to write the shares: fresh memory is dearer than the sums.
         """
         sliced = logits.view(-1, self.local, self.width)
-        shares = sliced.softmax(-1)
+        if out is None:
+            out = torch.empty_like(sliced)
+        shares = torch.softmax(sliced, -1, out=out.view_as(sliced))
         peak = sliced.amax(-1)
         mass = shares.amax(-1).reciprocal_().masked_fill_(peak == -math.inf, 0.0)
-        return shares, SliceSums(peak, mass)
+        return shares, peak, mass
 
 
-def tree_sum(values: Tensor) -> Tensor:
+def tree_sum(values: Floats) -> Floats:
     """[n, k] -> [n, 1]: neighbours are added, then their sums, until one is left."""
     while values.shape[1] > 1:
         if values.shape[1] % 2:
-            values = torch.nn.functional.pad(values, (0, 1))
+            values = np.pad(values, ((0, 0), (0, 1)))
         values = values[:, ::2] + values[:, 1::2]
     return values
-
-
-def finite_rows(logits: Tensor) -> Tensor:
-    """Whether all of a row is finite, bool [n]; a sum keeps every nan and every infinity."""
-    return logits.sum(-1).isfinite()
 
 
 def best(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +88,7 @@ def best(logits: Tensor) -> tuple[Tensor, Tensor]:
     if size % _CHUNK or size < _SMALL:
         values, at = logits.max(-1)
         return values, at
-    chunks = logits.view(rows, -1, _CHUNK)
+    chunks = logits.view(rows, size // _CHUNK, _CHUNK)
     values, chunk = chunks.amax(-1).max(-1)
     at = chunks[torch.arange(rows, device=logits.device), chunk].argmax(-1)
     return values, at + chunk * _CHUNK
@@ -99,9 +104,9 @@ def top(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
     if size % _GROUP or size < _SMALL or width * _GROUP >= size // 2:
         values, at = logits.topk(width, -1)
         return values, at
-    groups = logits.view(rows, _GROUP, -1)  # group j holds the ids j + i * size / _GROUP
+    groups = logits.view(rows, _GROUP, size // _GROUP)  # group j: ids j + i * size / _GROUP
     chosen = groups.amax(1).topk(width, -1, sorted=False).indices.unsqueeze(1)
-    some = groups.gather(2, chosen.expand(-1, _GROUP, -1)).view(rows, -1)
+    some = groups.gather(2, chosen.expand(-1, _GROUP, -1)).view(rows, width * _GROUP)
     values, at = some.topk(width, -1)
     group = chosen.squeeze(1).gather(1, at % width)
     return values, group + at // width * (size // _GROUP)

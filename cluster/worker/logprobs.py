@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from cluster.model.parallel import TPGroup
@@ -16,13 +17,15 @@ from cluster.request import TokenLogprobs
 from cluster.worker.exchange import exchange, side_by_side
 from cluster.worker.logit_slices import LogitSlices, SliceSums, top
 
+Floats = npt.NDArray[np.float32]
+
 _OFFERED = 64
 """More than may be asked for, so that equal values at the border do not change who is named."""
 
 
 def token_logprobs(
     logits: Tensor,
-    drawn: Tensor,
+    drawn: npt.NDArray[np.int64],
     counts: npt.NDArray[np.int64],
     slices: LogitSlices,
     group: TPGroup,
@@ -31,34 +34,31 @@ def token_logprobs(
 
     Args:
         logits: float32 [n, V / R], this rank's share.
-        drawn: int64 [n], ids in the whole vocabulary.
+        drawn: [n] ids in the whole vocabulary.
         counts: [n] how many of the likeliest ids to name, at most MAX_LOGPROBS.
     """
     size = logits.shape[1]
-    local = drawn.unsqueeze(1) - group.rank * size
+    local = torch.from_numpy(drawn).to(logits.device).unsqueeze(1) - group.rank * size
     here = (local >= 0) & (local < size)
     own = logits.gather(1, local.clamp(0, size - 1)).masked_fill(~here, -math.inf)
-    _, sums = slices.shares(logits)
+    _, peak, mass = slices.shares(logits)
     values, at = top(logits, min(_OFFERED, size))
     ids = (at + group.rank * size).float()
-    gathered = exchange(group, [own, *sums, values, ids])
-    lse = SliceSums(*(side_by_side(part) for part in gathered[1:3])).logsumexp()
-    own = (gathered[0].amax(0) - lse)[:, 0]
-    all_values, all_ids = side_by_side(gathered[3]) - lse, side_by_side(gathered[4]).long()
-    return _named(own, all_values, all_ids, counts)
+    gathered = exchange(group, [own, peak, mass, values, ids])
+    lse = SliceSums(side_by_side(gathered[1]), side_by_side(gathered[2])).logsumexp()
+    own_logprob = gathered[0].max(0) - lse
+    all_values, all_ids = side_by_side(gathered[3]) - lse, side_by_side(gathered[4])
+    return _named(own_logprob[:, 0], all_values, all_ids.astype(np.int64), counts)
 
 
 def _named(
-    own: Tensor, values: Tensor, ids: Tensor, counts: npt.NDArray[np.int64]
+    own: Floats, values: Floats, ids: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> list[TokenLogprobs]:
     """The likeliest first, of equals the lowest id."""
-    value_rows, id_rows = values.cpu().numpy(), ids.cpu().numpy()
-    order = np.lexsort((id_rows, -value_rows), axis=-1)
+    order = np.lexsort((ids, -values), axis=-1)
     told = []
     for row, (logprob, count) in enumerate(zip(own.tolist(), counts.tolist(), strict=True)):
         best = order[row, :count]
-        best = best[value_rows[row, best] > -math.inf]
-        told.append(
-            TokenLogprobs(logprob, id_rows[row, best].tolist(), value_rows[row, best].tolist())
-        )
+        best = best[values[row, best] > -math.inf]
+        told.append(TokenLogprobs(logprob, ids[row, best].tolist(), values[row, best].tolist()))
     return told

@@ -16,8 +16,6 @@ Generators, OOPSLA 2014), ODD_2 its increment.
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 _MUL_1 = 0xBF58476D1CE4E5B9
 _MUL_2 = 0x94D049BB133111EB
@@ -29,47 +27,41 @@ MAX_VOCAB = 1 << 24
 ids from here on name uniform numbers that belong to no token."""
 
 
-def row_keys(seeds: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> Tensor:
-    """int64 seeds and positions [S] -> int64 keys [S]."""
-    with np.errstate(over="ignore"):
-        keys = _mix_rows(seeds.view(np.uint64))
-        keys = _mix_rows(keys + positions.view(np.uint64) * np.uint64(_ODD_1))
-    return torch.from_numpy(keys.view(np.int64))
+def row_keys(
+    seeds: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
+    """int64 seeds and positions [S] -> keys [S, 1]."""
+    keys = _mix(seeds.view(np.uint64))
+    keys = _mix(keys + positions.view(np.uint64) * np.uint64(_ODD_1))
+    return keys[:, np.newaxis]
 
 
-def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """Standard Gumbel noise, float32.
+def gumbel(
+    keys: npt.NDArray[np.uint64], token_ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Standard Gumbel noise.
 
     Args:
-        keys: int64 [S, 1] from `row_keys`.
-        token_ids: int64 [S, C] or [C], ids in the whole vocabulary.
+        keys: [S, 1] from `row_keys`.
+        token_ids: [S, C] or [C], ids in the whole vocabulary.
     """
-    return _uniform(keys, token_ids).log_().neg_().log_().neg_().float()
+    noise: npt.NDArray[np.float64] = -np.log(-np.log(_uniform(keys, token_ids)))
+    return noise
 
 
-def uniform(keys: Tensor, attempt: int) -> Tensor:
-    """One number in (0, 1) per row and attempt, float64 [S, 1]; `keys` as for `gumbel`."""
-    return _uniform(keys, torch.tensor([MAX_VOCAB + attempt], device=keys.device))
+def uniform(keys: npt.NDArray[np.uint64], attempt: int) -> npt.NDArray[np.float64]:
+    """One number in (0, 1) per row and attempt, [S, 1]; `keys` as for `gumbel`."""
+    return _uniform(keys, np.array([MAX_VOCAB + attempt]))
 
 
-def _uniform(keys: Tensor, token_ids: Tensor) -> Tensor:
-    bits = _mix((token_ids + 1) * _signed(_ODD_2) + keys)
-    return ((bits >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)
+def _uniform(
+    keys: npt.NDArray[np.uint64], token_ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    bits = _mix((token_ids + 1).view(np.uint64) * np.uint64(_ODD_2) + keys)
+    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
-def _mix_rows(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_MUL_1)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MUL_2)
     return x ^ (x >> np.uint64(31))
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The same on int64 tensors: products wrap, and the mask makes a right shift logical."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_MUL_1)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_MUL_2)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-def _signed(value: int) -> int:
-    """An unsigned 64-bit constant as torch's int64 holds it."""
-    return value - (1 << 64) if value >> 63 else value

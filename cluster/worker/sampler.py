@@ -23,7 +23,7 @@ from cluster.model.parallel import TPGroup
 from cluster.request import TokenLogprobs
 from cluster.worker.candidates import Filters, Offer, draw_offered
 from cluster.worker.exchange import exchange, side_by_side
-from cluster.worker.logit_slices import LogitSlices, SliceSums, best, finite_rows, top
+from cluster.worker.logit_slices import LogitSlices, SliceSums, best, top
 from cluster.worker.logprobs import token_logprobs
 from cluster.worker.noise import MAX_VOCAB, row_keys
 from cluster.worker.open_draw import OpenDraw, OpenRows
@@ -59,25 +59,28 @@ class SamplingBatch:
 
 
 class Drawn(NamedTuple):
-    """What was drawn at S positions."""
+    """What was drawn at S positions, on the host."""
 
-    token_ids: Tensor
-    """int64 [S]"""
-    healthy: Tensor
-    """bool [S]: the logits were finite and some id was left; where not, the id means nothing."""
+    token_ids: Ints
+    """[S]"""
+    healthy: Bools
+    """[S]: the logits were finite and some id was left; where not, the id means nothing."""
     logprobs: list[TokenLogprobs | None] | None
     """Per position, None where not asked for; None if nobody asked."""
 
 
-class _Scaled(NamedTuple):
+class _Chance(NamedTuple):
     """The rows that are drawn by chance, after temperature."""
 
     logits: Tensor
     """[n, V / R]"""
     shares: Tensor
     """[n, slices, width] of each slice's sum"""
-    keys: Tensor
-    """int64 [n, 1]"""
+    sums: SliceSums
+    """of all ranks"""
+    filters: Filters
+    filtered: Bools
+    """[n] whether any filter limits the row"""
 
 
 class Sampler:
@@ -93,6 +96,7 @@ class Sampler:
         self._real_local = min(max(num_real_tokens - self._first_id, 0), self._local_vocab)
         self._slices = LogitSlices(vocab_size, group.size)
         self._open = OpenDraw(group, self._first_id, self._slices.width)
+        self._scratch = torch.empty(0)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Drawn:
         """Draw.
@@ -101,7 +105,7 @@ class Sampler:
             logits: [S, V / R], this rank's slice; overwritten.
         """
         logits = logits.float()
-        finite = finite_rows(logits).float()
+        finite = logits.sum(-1)
         self._ban(logits, batch)
         chance = batch.temperature >= GREEDY_BELOW
         if not chance.any():
@@ -121,121 +125,136 @@ class Sampler:
             columns = torch.from_numpy(local[here]).to(logits.device)
             logits[rows, columns] = -math.inf
 
-    def _draw_greedy(self, logits: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw_greedy(self, logits: Tensor, sums: Tensor) -> tuple[Ints, Bools]:
         values, at = best(logits)
-        if self._group.size == 1:
-            return at, (finite > 0) & values.isfinite()
-        gathered = exchange(self._group, [finite, values, (at + self._first_id).float()])
-        return _winners(*gathered)
+        return _winners(*exchange(self._group, [sums, values, (at + self._first_id).float()]))
 
     def _draw_mixed(
-        self, logits: Tensor, finite: Tensor, batch: SamplingBatch, chance: Bools
-    ) -> tuple[Tensor, Tensor]:
+        self, logits: Tensor, sums: Tensor, batch: SamplingBatch, chance: Bools
+    ) -> tuple[Ints, Bools]:
         """Greedy rows and rows by chance, with one exchange for what nearly all rows need."""
-        device = logits.device
-        by_chance, greedy = _index(chance, device), _index(~chance, device)
-        values, at = best(logits[greedy])
-        temperature = torch.from_numpy(batch.temperature[chance]).to(device).unsqueeze(1)
-        scaled = (logits if chance.all() else logits[by_chance]) / temperature
-        shares, sums = self._slices.shares(scaled)
+        values, at = best(_rows(logits, ~chance))
+        scaled, memory = self._scale(_rows(logits, chance), batch.temperature[chance])
+        shares, peak, mass = self._slices.shares(scaled, memory)
         filtered = ((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0))[chance]
         width = max(OFFERED, _power_of_two_above(int(batch.top_k[chance].max(initial=0))))
-        few = self._offer(scaled, _index(filtered, device), width)
-        finite_all, values_all, ids_all, peak, mass, *offers = exchange(
-            self._group, [finite, values, (at + self._first_id).float(), *sums, *few]
+        few = self._offer(_rows(scaled, filtered), width)
+        sums_all, values_all, ids_all, peak_all, mass_all, *offers = exchange(
+            self._group, [sums, values, (at + self._first_id).float(), peak, mass, *few]
         )
-        healthy = finite_all.amin(0) > 0
-        tokens = torch.empty(len(logits), dtype=torch.int64, device=device)
-        ones = torch.ones_like(values_all)
-        tokens[greedy], found = _winners(ones, values_all, ids_all)
-        healthy[greedy] &= found
-        all_sums = SliceSums(side_by_side(peak), side_by_side(mass))
-        keys = row_keys(batch.seed[chance], batch.position[chance]).to(device).unsqueeze(1)
-        filters = Filters.of(batch.top_p[chance], batch.min_p[chance], batch.top_k[chance], keys)
-        rows = _Scaled(scaled, shares, keys)
+        healthy: Bools = np.isfinite(sums_all).min(0)
+        tokens = np.empty(len(logits), np.int64)
+        if not chance.all():
+            tokens[~chance], healthy[~chance] = _winners(sums_all[:, ~chance], values_all, ids_all)
+        rows = _Chance(
+            scaled,
+            shares,
+            SliceSums(side_by_side(peak_all), side_by_side(mass_all)),
+            Filters.of(
+                batch.top_p[chance],
+                batch.min_p[chance],
+                batch.top_k[chance],
+                row_keys(batch.seed[chance], batch.position[chance]),
+            ),
+            filtered,
+        )
         offer = Offer.merge(offers[0], offers[1], width, self._local_vocab)
-        tokens[by_chance] = self._draw_by_chance(rows, all_sums, filters, filtered, offer)
-        healthy[by_chance] &= all_sums.peak.amax(-1).isfinite()
+        tokens[chance] = self._draw_by_chance(rows, offer)
+        healthy[chance] &= np.isfinite(rows.sums.peak.max(-1))
         return tokens, healthy
 
-    def _offer(self, scaled: Tensor, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    def _scale(self, logits: Tensor, temperature: Floats) -> tuple[Tensor, Tensor]:
+        """Logits over temperature, and as much memory again; both are reused by the next step."""
+        size = logits.numel()
+        if self._scratch.numel() < 2 * size or self._scratch.device != logits.device:
+            self._scratch = torch.empty(2 * size, device=logits.device)
+        scaled = self._scratch[:size].view_as(logits)
+        divisor = torch.from_numpy(temperature).to(logits.device).unsqueeze(1)
+        return torch.div(logits, divisor, out=scaled), self._scratch[size : 2 * size]
+
+    def _offer(self, scaled: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """This rank's best `width` logits and ids [n, W] (as float32)."""
         width = min(width, self._local_vocab)
-        if not len(rows):
+        if not len(scaled):
             empty = scaled.new_empty((0, width))
             return empty, empty
-        values, at = top(scaled if len(rows) == len(scaled) else scaled[rows], width)
+        values, at = top(scaled, width)
         return values, (at + self._first_id).float()
 
-    def _draw_by_chance(
-        self, rows: _Scaled, sums: SliceSums, filters: Filters, filtered: Bools, offer: Offer
-    ) -> Tensor:
-        device = rows.logits.device
-        tokens = torch.empty(len(rows.logits), dtype=torch.int64, device=device)
-        undecided = ~filtered
-        if filtered.any():
-            index = _index(filtered, device)
-            lse = sums.logsumexp()
-            drawn, covered = draw_offered(offer, lse[index], filters.rows(index), OFFERED)
-            tokens[index] = drawn
-            wanting = np.flatnonzero(filtered)[~covered.cpu().numpy()]
-            limited = (filters.top_k[:, 0] < MAX_VOCAB).cpu().numpy()[wanting]
-            self._draw_wider(rows, lse, filters, wanting[limited], tokens)
+    def _draw_by_chance(self, rows: _Chance, offer: Offer) -> Ints:
+        tokens = np.empty(len(rows.logits), np.int64)
+        undecided = ~rows.filtered
+        if rows.filtered.any():
+            index = np.flatnonzero(rows.filtered)
+            lse = rows.sums.logsumexp()
+            tokens[index], covered = draw_offered(
+                offer, lse[index], rows.filters.rows(index), OFFERED
+            )
+            wanting = index[~covered]
+            limited = rows.filters.top_k[wanting, 0] < MAX_VOCAB
+            self._draw_wider(rows, lse, wanting[limited], tokens)
             undecided[wanting[~limited]] = True
         if undecided.any():
-            index = _index(undecided, device)
-            tokens[index] = self._draw_open(rows, sums, filters, index)
+            tokens[undecided] = self._draw_open(rows, np.flatnonzero(undecided))
         return tokens
 
-    def _draw_wider(
-        self, rows: _Scaled, lse: Tensor, filters: Filters, wanting: Ints, tokens: Tensor
-    ) -> None:
+    def _draw_wider(self, rows: _Chance, lse: Floats, wanting: Ints, tokens: Ints) -> None:
         """Rows whose top_k reaches beyond the offer, by equal values: ask for more, all ranks."""
         width = OFFERED
-        index = torch.from_numpy(wanting).to(tokens.device)
-        while len(index):
+        while len(wanting):
             width = min(width * 16, self._local_vocab * self._group.size)
-            offers = exchange(self._group, self._offer(rows.logits, index, width))
-            offer = Offer.merge(offers[0], offers[1], width, self._local_vocab)
-            tokens[index], covered = draw_offered(offer, lse[index], filters.rows(index), width)
-            index = index[~covered]
+            logits = rows.logits[torch.from_numpy(wanting).to(rows.logits.device)]
+            values, ids = exchange(self._group, self._offer(logits, width))
+            offer = Offer.merge(values, ids, width, self._local_vocab)
+            drawn = draw_offered(offer, lse[wanting], rows.filters.rows(wanting), width)
+            tokens[wanting], covered = drawn
+            wanting = wanting[~covered]
 
-    def _draw_open(self, rows: _Scaled, sums: SliceSums, filters: Filters, index: Tensor) -> Tensor:
-        peak, weights = sums.weights()
-        sliced = rows.logits.view_as(rows.shares)
-        lowest = torch.nextafter(peak + filters.min_p_log, peak.new_tensor(-math.inf))
-        everything = OpenRows(sliced, rows.shares, weights, rows.keys, filters.top_p, lowest)
-        if len(index) < len(sliced):
-            everything = everything.rows(index)
-        limited = bool((everything.top_p < math.inf).any())
-        narrowed = bool((everything.above > -math.inf).any())
-        return self._open.draw(everything, limited=limited, narrowed=narrowed)
+    def _draw_open(self, rows: _Chance, index: Ints) -> Ints:
+        peak, weights = rows.sums.weights()
+        with np.errstate(invalid="ignore"):
+            lowest = np.nextafter(peak + rows.filters.min_p_log, np.float32(-math.inf))
+        return self._open.draw(
+            OpenRows(
+                rows.logits.view_as(rows.shares),
+                rows.shares,
+                index,
+                weights[index],
+                rows.filters.keys[index],
+                rows.filters.top_p[index],
+                lowest[index],
+            )
+        )
 
     def _logprobs(
-        self, logits: Tensor, tokens: Tensor, counts: Ints | None
+        self, logits: Tensor, tokens: Ints, counts: Ints | None
     ) -> list[TokenLogprobs | None] | None:
         if counts is None or (counts < 0).all():
             return None
-        asked = np.flatnonzero(counts >= 0)
-        index = torch.from_numpy(asked).to(logits.device)
+        asked = counts >= 0
         told = token_logprobs(
-            logits[index], tokens[index], counts[asked], self._slices, self._group
+            _rows(logits, asked), tokens[asked], counts[asked], self._slices, self._group
         )
         named: list[TokenLogprobs | None] = [None] * len(logits)
-        for row, one in zip(asked.tolist(), told, strict=True):
+        for row, one in zip(np.flatnonzero(asked).tolist(), told, strict=True):
             named[row] = one
         return named
 
 
-def _winners(finite: Tensor, values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """From [R, n] each: the id with the highest value, of equals the lowest, and its health."""
-    highest, rank = values.max(0)
-    tokens = ids.gather(0, rank.unsqueeze(0))[0].long()
-    return tokens, (finite.amin(0) > 0) & highest.isfinite()
+def _winners(sums: Floats, values: Floats, ids: Floats) -> tuple[Ints, Bools]:
+    """From [R, n] each: the id with the highest value, of equals the lowest, and its health.
+
+    A row's sum is finite if and only if all of the row was.
+    """
+    healthy: Bools = np.isfinite(sums).min(0) & np.isfinite(values.max(0))
+    winner = values.argmax(0)
+    return ids[winner, np.arange(ids.shape[1])].astype(np.int64), healthy
 
 
-def _index(selected: Bools, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(selected)).to(device)
+def _rows(logits: Tensor, selected: Bools) -> Tensor:
+    if selected.all():
+        return logits
+    return logits[torch.from_numpy(np.flatnonzero(selected)).to(logits.device)]
 
 
 def _power_of_two_above(value: int) -> int:

@@ -1,9 +1,10 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from cluster.worker.noise import gumbel, row_keys
+from cluster.worker.noise import MAX_VOCAB, gumbel, row_keys, uniform
 
 MASK = (1 << 64) - 1
 
@@ -22,7 +23,7 @@ def by_hand(seed: int, position: int, token_id: int) -> float:
 
 
 def noise(seeds: list[int], positions: list[int], ids: torch.Tensor) -> torch.Tensor:
-    return gumbel(row_keys(np.array(seeds), np.array(positions)).unsqueeze(1), ids)
+    return torch.from_numpy(gumbel(row_keys(np.array(seeds), np.array(positions)), ids.numpy()))
 
 
 def test_noise_is_the_written_formula() -> None:
@@ -31,7 +32,14 @@ def test_noise_is_the_written_formula() -> None:
     ids = torch.tensor([0, 1, 152_063])
     got = noise(seeds, positions, ids)
     want = [[by_hand(s, p, int(i)) for i in ids] for s, p in zip(seeds, positions, strict=True)]
-    torch.testing.assert_close(got, torch.tensor(want))
+    torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64))
+
+
+def test_a_number_for_a_whole_row_belongs_to_no_token() -> None:
+    key = row_keys(np.array([4]), np.array([9]))
+    for attempt in (0, 3):
+        number = float(uniform(key, attempt)[0, 0])
+        assert -math.log(-math.log(number)) == pytest.approx(by_hand(4, 9, MAX_VOCAB + attempt))
 
 
 def test_noise_depends_on_seed_position_and_id_only() -> None:

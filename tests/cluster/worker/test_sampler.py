@@ -159,20 +159,20 @@ def by_definition(logits: Tensor, asked: SamplingBatch, row: int, offered: int) 
     top_k, top_p = int(asked.top_k[row]), float(asked.top_p[row])
     min_p = float(asked.min_p[row])
     kept = kept_probabilities(logits[row], temperature, top_k, top_p, min_p) > 0
-    key = row_keys(asked.seed[[row]], asked.position[[row]]).unsqueeze(1)
+    key = row_keys(asked.seed[[row]], asked.position[[row]])
     descending = scaled.sort(descending=True).values
     complete = (
         len(scaled) if offered >= len(scaled) else int((scaled > descending[offered - 1]).sum())
     )
     limited = top_p < 1 or min_p > 0
     if top_k or (limited and (kept.sum() < complete or complete == len(scaled))):
-        scores = scaled + gumbel(key, torch.arange(len(scaled)))[0]
+        scores = scaled + torch.from_numpy(gumbel(key, np.arange(len(scaled))))[0]
         return int(scores.masked_fill(~kept, -math.inf).argmax())
     probabilities = scaled.softmax(-1)
     eligible = scaled >= scaled.max() + (math.log(min_p) if min_p else -math.inf)
     for attempt in range(50):
         running = probabilities.masked_fill(~eligible, 0).cumsum(-1)
-        token = int((running <= uniform(key, attempt) * running[-1]).sum())
+        token = int((running <= float(uniform(key, attempt)[0, 0]) * running[-1]).sum())
         if kept[token]:
             return token
         eligible &= scaled > scaled[token]
