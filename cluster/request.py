@@ -106,7 +106,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float] = []
 
 
-class EngineCoreOutput(msgspec.Struct, array_like=True):
+class EngineCoreOutput(msgspec.Struct, array_like=True, gc=False):
     """What one step gave one request."""
 
     request_id: str
@@ -172,7 +172,7 @@ class Usage(msgspec.Struct, array_like=True):
     """... and those that it did not."""
 
 
-class RequestOutput(msgspec.Struct, array_like=True):
+class RequestOutput(msgspec.Struct, array_like=True, gc=False):
     """A delta of one request, after detokenization: raw text, split by reasoning and answer.
 
     `reasoning` and `content` are the model's exact text on either side of the closing think token;

@@ -179,8 +179,13 @@ class AsyncEngine:
     def _deliver(self, outputs: list[RequestOutput]) -> None:
         """One call per sink."""
         by_sink: dict[OnOutputs, list[RequestOutput]] = {}
+        latest: OnOutputs | None = None
+        batch: list[RequestOutput] = []
         for output in outputs:
-            by_sink.setdefault(self._running[output.request_id], []).append(output)
+            sink = self._running[output.request_id]
+            if sink is not latest:
+                latest, batch = sink, by_sink.setdefault(sink, [])
+            batch.append(output)
             if output.finish_reason is not None:
                 del self._running[output.request_id]
         for sink, deltas in by_sink.items():

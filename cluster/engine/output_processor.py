@@ -9,7 +9,14 @@ how many of them a step brings.
 
 from collections.abc import Iterable
 
-from cluster.request import EngineCoreOutput, EngineRequest, FinishReason, RequestOutput, Usage
+from cluster.request import (
+    EngineCoreOutput,
+    EngineRequest,
+    FinishReason,
+    RequestOutput,
+    TokenLogprobs,
+    Usage,
+)
 from cluster.text.detokenizer import Detokenizer
 from cluster.text.reasoning import ReasoningParser, prompt_state
 from cluster.text.stop import StopChecker
@@ -20,6 +27,7 @@ class OutputProcessor:
     """Turns the outputs of engine steps into deltas. Not to be shared between threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.whole_texts  # noqa: B018 - made now rather than under the first request
         self._tokenizer = tokenizer
         self._texts: dict[str, _RequestText] = {}
 
@@ -67,6 +75,25 @@ class OutputProcessor:
 class _RequestText:
     """The text side of one request."""
 
+    __slots__ = (
+        "_accepted_tokens",
+        "_cached_tokens",
+        "_completion_tokens",
+        "_content",
+        "_detokenizer",
+        "_eos_token_ids",
+        "_logprobs",
+        "_min_tokens",
+        "_parser",
+        "_prediction_tokens",
+        "_prompt_tokens",
+        "_reasoning",
+        "_reasoning_ended",
+        "_request_id",
+        "_stops",
+        "_token_ids",
+    )
+
     def __init__(self, request: EngineRequest, tokenizer: Tokenizer) -> None:
         self._request_id = request.request_id
         self._min_tokens = request.params.min_tokens
@@ -76,7 +103,9 @@ class _RequestText:
         state = prompt_state(request.prompt_token_ids, tokenizer)
         self._parser = ReasoningParser(state, tokenizer.think_end_id)
         self._prompt_tokens = len(request.prompt_token_ids)
+        self._prediction_tokens = len(request.prediction_token_ids)
         self._completion_tokens = 0
+        self._accepted_tokens = 0
         self._cached_tokens = 0
         self._begin_delta()
 
@@ -85,61 +114,82 @@ class _RequestText:
         self._content = ""
         self._reasoning_ended = False
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] | None = None
 
     def usage(self) -> Usage:
         """Every generated token is a completion token, closing think and stop tokens included."""
+        repeated = min(self._accepted_tokens, self._prediction_tokens)
         return Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             cached_tokens=self._cached_tokens,
             reasoning_tokens=self._parser.reasoning_tokens,
+            accepted_prediction_tokens=repeated,
+            rejected_prediction_tokens=self._prediction_tokens - repeated,
         )
 
     def advance(self, output: EngineCoreOutput) -> RequestOutput | None:
         """Takes what a step gave; the delta to send, None if nothing can be shown yet."""
-        self._cached_tokens = max(self._cached_tokens, output.num_cached_tokens)
-        stop = self._take(output)
-        if stop is None and output.finish_reason is not None:
+        if output.num_cached_tokens > self._cached_tokens:
+            self._cached_tokens = output.num_cached_tokens
+        self._accepted_tokens += output.num_accepted
+        if output.logprobs is not None:
+            self._logprobs = (self._logprobs or []) + output.logprobs
+        finish = output.finish_reason
+        stop = self._take(output.new_token_ids, None if finish is None else self._ending(output))
+        if stop is None and finish is not None:
             stop = self._finish()
         if stop is not None:
             return self._delta(FinishReason.STOP, stop)
-        if output.finish_reason is not None:
-            return self._delta(output.finish_reason, output.stop_reason, output.error)
+        if finish is not None:
+            return self._delta(finish, output.stop_reason, output.error)
         if self._reasoning or self._content or self._reasoning_ended:
             return self._delta()
         return None
 
-    def _take(self, output: EngineCoreOutput) -> str | None:
+    def _ending(self, output: EngineCoreOutput) -> frozenset[int] | None:
+        """The ids one of which ended the request, if an id did."""
+        if output.finish_reason is not FinishReason.STOP:
+            return None
+        stop_id = output.stop_reason
+        return self._eos_token_ids if stop_id is None else frozenset((stop_id,))
+
+    def _take(self, token_ids: list[int], ending: frozenset[int] | None) -> str | None:
         """Reads the new ids up to the one that ends the request; a matched stop string or None.
 
         What a step brings behind that id was drawn in vain and is not counted.
         """
-        ending: frozenset[int] = frozenset()
-        if output.finish_reason is FinishReason.STOP:
-            stop_id = output.stop_reason
-            ending = self._eos_token_ids if stop_id is None else frozenset((stop_id,))
-        for token_id in output.new_token_ids:
+        for token_id in token_ids:
             self._completion_tokens += 1
             self._token_ids.append(token_id)
-            ends = token_id in ending and self._completion_tokens >= self._min_tokens
-            stop = self._read(token_id, is_text=not ends)
-            if ends or stop is not None:
+            if ending is not None and token_id in ending and self._may_end():
+                self._close_thoughts_at(token_id)
+                return None
+            stop = self._read(token_id)
+            if stop is not None:
                 return stop
         return None
 
-    def _read(self, token_id: int, *, is_text: bool) -> str | None:
-        if self._parser.push(token_id):
+    def _may_end(self) -> bool:
+        return self._completion_tokens >= self._min_tokens
+
+    def _read(self, token_id: int) -> str | None:
+        if self._parser.thinking:
+            if not self._close_thoughts_at(token_id):
+                self._reasoning += self._detokenizer.push_one(token_id)
+            return None
+        return self._answer(self._detokenizer.push_one(token_id))
+
+    def _close_thoughts_at(self, token_id: int) -> bool:
+        """Counts an id among the thoughts, if they are open; whether it closed them."""
+        closed = self._parser.push(token_id)
+        if closed:
             self._reasoning += self._detokenizer.flush()
             self._reasoning_ended = True
-            return None
-        if not is_text:
-            return None
-        return self._show(self._detokenizer.push((token_id,)))
+        return closed
 
-    def _show(self, text: str) -> str | None:
-        if self._parser.thinking:
-            self._reasoning += text
-            return None
+    def _answer(self, text: str) -> str | None:
+        """Shows text of the answer as far as no stop string may begin there; the one that ended."""
         if self._stops is None or self._completion_tokens <= self._min_tokens:
             self._content += text
             return None
@@ -148,7 +198,11 @@ class _RequestText:
         return stop
 
     def _finish(self) -> str | None:
-        stop = self._show(self._detokenizer.flush())
+        rest = self._detokenizer.flush()
+        if self._parser.thinking:
+            self._reasoning += rest
+            return None
+        stop = self._answer(rest)
         if stop is None and self._stops is not None:
             self._content += self._stops.flush()
         return stop
@@ -159,16 +213,18 @@ class _RequestText:
         stop_reason: str | int | None = None,
         error: str | None = None,
     ) -> RequestOutput:
+        # By position: this is made for every token.
         delta = RequestOutput(
-            request_id=self._request_id,
-            reasoning=self._reasoning,
-            content=self._content,
-            reasoning_ended=self._reasoning_ended,
-            token_ids=self._token_ids,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            usage=self.usage() if finish_reason is not None else None,
-            error=error,
+            self._request_id,
+            self._reasoning,
+            self._content,
+            self._reasoning_ended,
+            self._token_ids,
+            finish_reason,
+            stop_reason,
+            None if finish_reason is None else self.usage(),
+            error,
+            None if self._logprobs is None else self._logprobs[: len(self._token_ids)],
         )
         self._begin_delta()
         return delta

@@ -19,19 +19,36 @@ class Detokenizer:
     become a character are replaced by U+FFFD as Python's own incremental decoder does.
     """
 
+    __slots__ = ("_decoder", "_mid_character", "_shown_bytes", "_whole_texts")
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._shown_bytes = tokenizer.shown_bytes
+        self._whole_texts = tokenizer.whole_texts
         self._decoder = _Utf8Decoder(errors="replace")
+        self._mid_character = False
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The characters completed by these ids; special ids give none."""
-        return self._decoder.decode(self._shown_bytes(token_ids))
+        return "".join([self.push_one(token_id) for token_id in token_ids])
+
+    def push_one(self, token_id: int) -> str:
+        """The characters completed by this id: most ids are whole characters, found in a table."""
+        if not self._mid_character:
+            text = self._whole_texts.get(token_id)
+            if text is not None:
+                return text
+        text = self._decoder.decode(self._shown_bytes((token_id,)))
+        self._mid_character = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """Ends the text here: one U+FFFD for an incomplete character, else nothing.
 
         Afterwards the detokenizer starts afresh.
         """
+        if not self._mid_character:
+            return ""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
+        self._mid_character = False
         return text

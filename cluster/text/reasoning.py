@@ -39,28 +39,24 @@ def prompt_state(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> PromptState
 class ReasoningParser:
     """Follows the generated ids of one request.
 
-    `reasoning_tokens` counts the ids generated while the think block is open. The closing token is
+    `thinking` says whether the think block is open. `reasoning_tokens` counts the ids generated while the think block is open. The closing token is
     a completion token but not a reasoning token, so where a block was closed
     reasoning + 1 + answer = completion tokens; where it never was, all of them are reasoning.
     """
 
-    __slots__ = ("_think_end_id", "reasoning_tokens", "state")
+    __slots__ = ("_think_end_id", "reasoning_tokens", "thinking")
 
     def __init__(self, state: PromptState, think_end_id: int) -> None:
-        self.state = state
+        self.thinking = state is PromptState.OPEN
         self.reasoning_tokens = 0
         self._think_end_id = think_end_id
 
-    @property
-    def thinking(self) -> bool:
-        return self.state is PromptState.OPEN
-
     def push(self, token_id: int) -> bool:
         """Takes the next generated id; whether it is the one that closes the think block."""
-        if self.state is not PromptState.OPEN:
+        if not self.thinking:
             return False
         if token_id == self._think_end_id:
-            self.state = PromptState.ANSWER
+            self.thinking = False
             return True
         self.reasoning_tokens += 1
         return False

@@ -39,6 +39,7 @@ class StopChecker:
             raise ValueError("a stop string must not be empty")
         self._root = _automaton(stop)
         self._node = self._root
+        self._beginnings = frozenset(self._root.next)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
@@ -47,6 +48,8 @@ class StopChecker:
         Of the stop string nothing is ever released. After a match nothing more may be pushed.
         """
         node = self._node
+        if node is self._root and self._beginnings.isdisjoint(text):
+            return text, None
         for position, character in enumerate(text):
             node = self._advance(node, character)
             if node.match is not None:

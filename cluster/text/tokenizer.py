@@ -9,6 +9,8 @@ Two encoders are made of one tokenizer.json:
     content  no added tokens in it at all what people wrote: no control id can come out of it
 """
 
+import contextlib
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -117,6 +119,15 @@ class Tokenizer:
         """The bytes of a run of ids as people may see them: special ids have none."""
         shown = self._shown
         return b"".join([shown.get(token_id, b"") for token_id in token_ids])
+
+    @functools.cached_property
+    def whole_texts(self) -> dict[int, str]:
+        """What an id shows, for every id whose bytes are whole characters."""
+        texts = {}
+        for token_id, data in self._shown.items():
+            with contextlib.suppress(UnicodeDecodeError):
+                texts[token_id] = data.decode()
+        return texts
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """All text behind ids, markers included; invalid UTF-8 becomes U+FFFD."""

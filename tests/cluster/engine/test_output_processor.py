@@ -12,6 +12,7 @@ from cluster.request import (
     FinishReason,
     RequestOutput,
     SamplingParams,
+    TokenLogprobs,
     Usage,
 )
 from cluster.text.template import ChatTemplate, Message
@@ -300,6 +301,29 @@ def test_requests_of_one_step_do_not_mix() -> None:
     outputs.append(EngineCoreOutput("stranger", text_ids("x")))
     deltas, _ = processor.process(outputs)
     assert [(delta.request_id, delta.reasoning) for delta in deltas] == [(n, n) for n in names]
+
+
+def test_logprobs_ride_with_their_tokens_and_end_with_them() -> None:
+    processor = started()
+    first, then = TokenLogprobs(-0.5), [TokenLogprobs(-float(place)) for place in range(5)]
+    assert not processor.process([EngineCoreOutput("r", EMOJI[:1], logprobs=[first])])[0]
+    ids = [*EMOJI[1:], TOKENIZER.eos_id, *text_ids("x")]
+    last = EngineCoreOutput("r", ids, FinishReason.STOP, logprobs=then)
+    (delta,), _ = processor.process([last])
+    assert delta.token_ids == [*EMOJI, TOKENIZER.eos_id]
+    assert delta.logprobs == [first, *then[:4]]
+
+
+def test_a_prediction_is_counted_against_the_output() -> None:
+    processor = OutputProcessor(TOKENIZER)
+    prediction = text_ids("abcdefgh")
+    request = EngineRequest("r", CHAT, SamplingParams(), prediction_token_ids=prediction)
+    processor.add(request)
+    processor.process([EngineCoreOutput("r", text_ids("abc"), num_drafted=4, num_accepted=2)])
+    usage = shown(processor, text_ids("x"), FinishReason.LENGTH).usage
+    assert usage is not None
+    assert usage.accepted_prediction_tokens == 2
+    assert usage.rejected_prediction_tokens == len(prediction) - 2
 
 
 def test_discarded_request_reports_what_it_used_and_is_forgotten() -> None:

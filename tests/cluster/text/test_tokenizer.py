@@ -255,3 +255,11 @@ def test_demo_checkpoint_loads() -> None:
     assert tokenizer.size <= config["vocab_size"]
     assert tokenizer.eos_token_ids == {tokenizer.eos_id}
     assert tokenizer.decode(tokenizer.encode_content("naïve 🙂 日本")) == "naïve 🙂 日本"
+
+
+def test_whole_texts_are_of_all_shown_ids_that_split_no_character(tokenizer: Tokenizer) -> None:
+    shown = {token_id: tokenizer.shown_bytes([token_id]) for token_id in range(tokenizer.size)}
+    texts = {number: data.decode(errors="replace") for number, data in shown.items() if data}
+    whole = {number: text for number, text in texts.items() if text.encode() == shown[number]}
+    assert tokenizer.whole_texts == whole
+    assert not tokenizer.special_ids & whole.keys()
