@@ -5,16 +5,18 @@ rows out and takes them back; every rank mirrors the same rows from the same fra
 names a request by its row alone.
 
     started   row gets a request (new, or resumed after preemption): its known tokens and blocks
-    appended  rows that are already known: tokens they learned since, blocks they were given since
+    appended  rows that are already known: blocks they were given since
     scheduled which rows compute how many tokens in this step, from which position
     released  rows whose request left (finished, aborted, preempted) before this step
 
-Order within a frame: released, started, appended, then scheduled. Knows no torch and no sockets.
+Order within a frame: released, started, appended, then scheduled. What a row draws is in no frame:
+every rank draws the same and appends it itself, so a frame may be planned before the answer to the
+one before it is known. Knows no torch and no sockets.
 """
 
 import msgspec
 
-from cluster.request import SamplingParams
+from cluster.request import SamplingParams, TokenLogprobs
 
 
 class StartedRow(msgspec.Struct, array_like=True):
@@ -26,6 +28,8 @@ class StartedRow(msgspec.Struct, array_like=True):
     num_prompt_tokens: int
     block_ids: list[int]
     params: SamplingParams
+    prediction_token_ids: list[int] = []
+    """What the output may repeat; for the proposer."""
 
 
 class AppendedRow(msgspec.Struct, array_like=True):
@@ -61,16 +65,22 @@ class SchedulerOutput(msgspec.Struct, array_like=True):
 
 
 class ModelRunnerOutput(msgspec.Struct):
-    """Rank 0's answer: one drawn token per sampling row, in the order of `scheduled`.
+    """Rank 0's answer: what every sampling row drew, in the order of `scheduled`.
 
     It never travels: the engine core lives in rank 0's process.
     """
 
     step: int
     rows: list[int]
-    token_ids: list[int]
+    token_ids: list[list[int]]
+    """Per row: the drafts that stand, then one newly drawn token."""
     failed_rows: list[int] = []
-    """Sampling rows whose logits were not finite; they drew no token and must end with an error."""
+    """Rows whose numbers were not finite; they drew no token and must end with an error. A row
+    that only computed may be among them."""
+    draft_token_ids: list[list[int]] = []
+    """Per row: what the proposer would compute ahead in the row's next step; may be left out."""
+    logprobs: list[list[TokenLogprobs] | None] = []
+    """Per row, one per token where the request asked for them; may be left out."""
 
 
 _encoder = msgspec.msgpack.Encoder()

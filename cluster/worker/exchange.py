@@ -26,7 +26,5 @@ def exchange(group: TPGroup, parts: Sequence[Tensor]) -> list[Floats]:
 
 def side_by_side(gathered: Floats) -> Floats:
     """[R, n, k] -> [n, R * k], rank 0's columns first."""
-    if len(gathered) == 1:
-        return gathered[0]
-    whole: Floats = np.concatenate(list(gathered), axis=-1)
-    return whole
+    beside: Floats = np.concatenate(list(gathered), axis=-1)
+    return beside
