@@ -24,6 +24,9 @@ class LinearWeight(Protocol):
     def nbytes(self) -> int:
         """Bytes held, padding and scales included."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is held, as it is held: what a cache keeps for the next start."""
+
     def write(self, row: int, rows: Tensor) -> None:
         """Take in rows `row ...` [R, K] of the checkpoint's matrix, whatever their dtype.
 
@@ -41,6 +44,8 @@ class Kernels(Protocol):
     """The dense operations of a decoder on one device, in one dtype."""
 
     name: str
+    layout: str
+    """How matrices are held; a cache of one layout does not serve another."""
 
     def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
         """An unfilled matrix of N outputs and K inputs."""

@@ -46,6 +46,9 @@ class PackedWeight:
     def nbytes(self) -> int:
         return self._packed.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"packed": self._packed} | ({} if self.bias is None else {"bias": self.bias})
+
     def write(self, row: int, rows: Tensor) -> None:
         self._native.pack_rows_(self._packed, rows.to(torch.bfloat16), row, *self.shape)
 
@@ -67,6 +70,7 @@ class NativeKernels:
     """The compiled extension."""
 
     name = "native"
+    layout = "bf16 blocks of 16 outputs x 2 inputs"
 
     def __init__(self, native: Any, instructions: str, classes: Sequence[RowClass]) -> None:
         """`classes`: in growing order of `first_row`, the first from row 1."""

@@ -33,6 +33,9 @@ class PlainWeight:
     def nbytes(self) -> int:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
     def write(self, row: int, rows: Tensor) -> None:
         self.weight[row : row + rows.shape[0]].copy_(rows)
 
@@ -51,6 +54,7 @@ class TorchKernels:
     """Plain torch."""
 
     name = "torch"
+    layout = "rows"
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ way, which it returns and never writes back into the config. Knows no sockets an
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +34,10 @@ from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.config import EngineConfig
 from cluster.device import Device
 from cluster.kernels.selection import select_kernels
+from cluster.model.decoder import Decoder
 from cluster.model.model_config import ModelConfig, read_model_config
 from cluster.model.parallel import Placement, TPGroup
-from cluster.model.qwen2 import Qwen2
+from cluster.model.weight_cache import WeightCache, cache_key, held_tensors
 from cluster.model.weights import Progress as OnProgress
 from cluster.model.weights import load_weights
 from cluster.plan import (
@@ -106,7 +108,7 @@ class Worker:
         self._backend = _attention_backend(config, self.device, kv_width, self._dtype)
         self._num_real_tokens = _num_real_tokens(self._model_dir, self.model_config.vocab_size)
         self._weight_bytes = 0
-        self._model: Qwen2 | None = None
+        self._model: Decoder | None = None
         self._runner: ModelRunner | None = None
         self._facts: WorkerFacts | None = None
 
@@ -126,12 +128,44 @@ class Worker:
         kernels = select_kernels(self.device, self._dtype, self.config)
         where = Placement(self.group, device, self._dtype, kernels, self.config.deterministic)
         longest = self.config.max_model_len or self.model_config.max_position
-        model = Qwen2(self.model_config, where, min(longest, self.model_config.max_position))
-        tied = ("lm_head.weight",) if self.model_config.tie_word_embeddings else ()
-        shown = self.config.load_progress and self.rank == 0
-        with torch.inference_mode(), _progress(shown) as on_progress:
-            self._weight_bytes = load_weights(self._model_dir, model.shards(), on_progress, tied)
+        model = Decoder(self.model_config, where, min(longest, self.model_config.max_position))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self._weight_bytes = self._fill(model, kernels.layout)
+        seconds = time.perf_counter() - start
+        rate = self._weight_bytes / GIB / seconds
+        _log.info(
+            "rank %d: %.2f GiB in %.1f s (%.2f GiB/s)",
+            self.rank,
+            self._weight_bytes / GIB,
+            seconds,
+            rate,
+        )
+        for line in kernels.describe() if self.rank == 0 else ():
+            _log.info("%s", line)
         self._model = model.eval()
+
+    def _fill(self, model: Decoder, layout: str) -> int:
+        """Read the weights from the rank's cache, or from the checkpoint; the bytes read."""
+        tied = ("lm_head.weight",) if self.model_config.tie_word_embeddings else ()
+        cache = self._weight_cache(layout)
+        tensors = held_tensors(model.shards()) if cache is not None else {}
+        if cache is not None and cache.load(tensors):
+            return sum(tensor.nbytes for tensor in tensors.values())
+        shown = self.config.load_progress and self.rank == 0
+        with _progress(shown) as on_progress:
+            count = load_weights(self._model_dir, model.shards(), on_progress, tied)
+        if cache is not None:
+            cache.save(tensors)
+        return count
+
+    def _weight_cache(self, layout: str) -> WeightCache | None:
+        if self.config.weight_cache_dir is None or self.device.is_cuda:
+            return None
+        facts = [layout, self._dtype, self.config.quantization, self.config.deterministic]
+        key = cache_key(self._model_dir, facts)
+        folder = Path(self.config.weight_cache_dir)
+        return WeightCache(folder, key, self.rank, self.group.size)
 
     @torch.inference_mode()
     def num_kv_blocks(self) -> int:
@@ -207,7 +241,7 @@ class Worker:
         output = self._runner.execute(frame)
         return output if self.rank == 0 else None
 
-    def _loaded(self) -> Qwen2:
+    def _loaded(self) -> Decoder:
         assert self._model is not None, "load first"
         return self._model
 

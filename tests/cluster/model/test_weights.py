@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from cluster.kernels.kernels import LinearWeight
 from cluster.kernels.torch_kernels import TorchKernels
+from cluster.model.checkpoint import WeightError
 from cluster.model.model_config import read_model_config
 from cluster.model.parallel import Placement, TensorShard, TensorSink, TPGroup, WeightSink
 from cluster.model.qwen2 import Qwen2
-from cluster.model.weights import WeightError, load_weights
+from cluster.model.weights import load_weights
 
 
 def build(folder: Path, group: TPGroup, device: str = "cpu") -> Qwen2:

@@ -230,3 +230,21 @@ def test_the_model_runs_in_bfloat16_too(
     got = generate(driver, {0: PROMPTS[1], 1: PROMPTS[2]}, GREEDY, 5)
     assert all(len(tokens) == 5 for tokens in got.values())
     assert driver.workers[0].facts.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_the_second_start_reads_the_ranks_own_cache(
+    tp: int,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    make_driver: Callable[..., Any],
+    oracle: Callable[[Path], Any],
+) -> None:
+    want = reference(oracle(tiny_checkpoint), PROMPTS[0], 8)
+    written = []
+    for _ in range(2):
+        driver = make_driver(tiny_checkpoint, tp, weight_cache_dir=str(tmp_path))
+        assert generate(driver, {0: PROMPTS[0]}, GREEDY, 8)[0] == want
+        written.append({file: file.stat().st_mtime_ns for file in tmp_path.glob("*.safetensors")})
+    assert len(written[0]) == tp
+    assert written[0] == written[1]
