@@ -12,7 +12,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a Qwen2 checkpoint that memory and speed depend on."""
+    """The sizes of a checkpoint that memory and speed depend on."""
 
     hidden_size: int
     num_layers: int
@@ -22,6 +22,7 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     tie_word_embeddings: bool = False
+    qkv_bias: bool = True
 
     @property
     def layer_linear_params(self) -> int:
@@ -31,7 +32,9 @@ class ModelShape:
 
     @property
     def layer_bias_params(self) -> int:
-        """q, k and v have a bias; o and the MLP have none."""
+        """q, k and v have a bias in Qwen2, not in Llama; o and the MLP never have one."""
+        if not self.qkv_bias:
+            return 0
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property

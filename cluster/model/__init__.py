@@ -1,1 +1,1 @@
-"""The mathematics: Qwen2 and the tensor-parallel layers it is made of."""
+"""The mathematics: the decoder of Qwen2 and Llama, and the tensor-parallel layers it is made of."""

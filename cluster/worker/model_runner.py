@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cluster.attention.backend import AttentionBackend, AttentionMetadata
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
-from cluster.model.qwen2 import Qwen2
+from cluster.model.decoder import Decoder
 from cluster.worker.input_batch import InputBatch
 from cluster.worker.sampler import Sampler
 
@@ -19,7 +19,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Qwen2,
+        model: Decoder,
         backend: AttentionBackend,
         kv_cache: list[Tensor],
         batch: InputBatch,
@@ -66,7 +66,7 @@ class ModelRunner:
 
 
 def run_dummy(
-    model: Qwen2, backend: AttentionBackend, kv_cache: list[Tensor], num_tokens: int
+    model: Decoder, backend: AttentionBackend, kv_cache: list[Tensor], num_tokens: int
 ) -> None:
     """One prefill of `num_tokens` whose keys and values all land in the dummy block.
 

@@ -1,14 +1,8 @@
 import torch
-from transformers import Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import (
-    Qwen2RMSNorm,
-    Qwen2RotaryEmbedding,
-    apply_rotary_pos_emb,
-)
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from cluster.attention.cpu import rotary_angles, rotate
 from cluster.kernels.torch_kernels import TorchKernels
-from cluster.model.layers import RMSNorm, Rotary
+from cluster.model.layers import RMSNorm
 from cluster.model.parallel import Placement, TPGroup
 
 CPU = torch.device("cpu")
@@ -25,24 +19,6 @@ def test_rms_norm_is_that_of_transformers() -> None:
     torch.testing.assert_close(ours(x), theirs(x))
     (shard,) = ours.shards("model.norm")
     assert (shard.name, shard.full_shape, shard.start) == ("model.norm.weight", (24,), 0)
-
-
-def test_rotation_is_that_of_transformers() -> None:
-    torch.manual_seed(0)
-    config = Qwen2Config(hidden_size=64, num_attention_heads=4, rope_theta=12_345.0)
-    positions = torch.tensor([0, 1, 17, 300, 4000])
-    q, k = torch.randn(2, 5, 4, 16)
-    their_cos, their_sin = Qwen2RotaryEmbedding(config)(q, positions[None])
-    want_q, want_k = apply_rotary_pos_emb(q, k, their_cos[0], their_sin[0], unsqueeze_dim=1)
-    cos, sin = rotary_angles(Rotary(16, 12_345.0, 4096, CPU).table, positions)
-    torch.testing.assert_close(rotate(q, cos, sin), want_q)
-    torch.testing.assert_close(rotate(k, cos, sin), want_k)
-
-
-def test_rotation_keeps_the_dtype_of_its_input() -> None:
-    cos, sin = rotary_angles(Rotary(4, 1e4, 8, CPU).table, torch.tensor([3]))
-    assert cos.dtype is torch.float32
-    assert rotate(torch.ones(1, 2, 4, dtype=torch.bfloat16), cos, sin).dtype is torch.bfloat16
 
 
 def test_gate_comes_before_up() -> None:

@@ -12,9 +12,9 @@ from cluster.attention.backend import allocate_kv_layer
 from cluster.attention.cpu import TorchAttention
 from cluster.batch import AppendedRow, ScheduledRow, SchedulerOutput, StartedRow
 from cluster.kernels.torch_kernels import TorchKernels
+from cluster.model.decoder import Decoder, DecoderLayer
 from cluster.model.model_config import ModelConfig, read_model_config
 from cluster.model.parallel import Placement, TPGroup
-from cluster.model.qwen2 import DecoderLayer, Qwen2
 from cluster.model.weights import load_weights
 from cluster.request import SamplingParams
 from cluster.worker.input_batch import InputBatch
@@ -43,7 +43,7 @@ class AllLogits:
         config = read_model_config(folder)
         self.group = group
         where = Placement(group, CPU, torch.float32, TorchKernels(CPU, torch.float32))
-        self.model = Qwen2(config, where, config.max_position)
+        self.model = Decoder(config, where, config.max_position)
         load_weights(folder, self.model.shards(), ignore=["lm_head.weight"])
         heads = config.num_kv_heads // group.size
         self.cache = [
@@ -136,7 +136,7 @@ def test_shards_of_the_32b_have_the_published_shapes(
 ) -> None:
     config = msgspec.structs.replace(R1_32B, num_layers=1)
     group = ranks(size).groups[-1]
-    model = Qwen2(config, on_meta(group), 8)
+    model = Decoder(config, on_meta(group), 8)
     layer = model.layers[0]
     assert isinstance(layer, DecoderLayer)
     assert layer.self_attn.qkv_proj.weight.shape == (7168 // size, 5120)
@@ -152,7 +152,7 @@ def test_shards_of_the_32b_have_the_published_shapes(
 
 
 def test_the_whole_32b_is_65_and_a_half_gigabytes(ranks: Callable[[int], Any]) -> None:
-    shards = Qwen2(R1_32B, on_meta(TPGroup()), 8).shards()
+    shards = Decoder(R1_32B, on_meta(TPGroup()), 8).shards()
     assert sum(math.prod(shard.sink.shape) for shard in shards) == 32_763_876_352
 
 
@@ -162,4 +162,4 @@ def test_a_parallel_size_that_does_not_divide_the_heads_is_refused(
 ) -> None:
     where = on_meta(ranks(size).groups[0])
     with pytest.raises(ValueError, match=rf"tensor_parallel_size {size} does not divide .*heads"):
-        Qwen2(R1_32B, where, 8)
+        Decoder(R1_32B, where, 8)

@@ -1,6 +1,7 @@
-"""Qwen2: token ids and positions in, hidden states and this rank's logits out.
+"""Decoder: token ids and positions in, hidden states and this rank's logits out.
 
-Owns the shape of the network. Attention over the paged cache comes in as a plan of the step, the
+Owns the shape of the network, which Qwen2 and Llama share: they differ in what `ModelConfig` says
+of biases and rotary angles. Attention over the paged cache comes in as a plan of the step, the
 ranks as a constructor argument; so nothing here knows requests, pages or processes.
 
 Shape letters: T tokens, D hidden, N query heads, K kv heads, H head dim, F intermediate, V
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from cluster.attention.backend import AttentionPlan, RotaryTable
-from cluster.model.layers import RMSNorm, Rotary
+from cluster.model.layers import RMSNorm
 from cluster.model.model_config import ModelConfig
 from cluster.model.parallel import (
     ColumnParallelLinear,
@@ -22,6 +23,7 @@ from cluster.model.parallel import (
     TensorShard,
     VocabParallelEmbedding,
 )
+from cluster.model.rotary import inverse_frequencies, rotary_table
 from cluster.plan import check_tensor_parallel_size
 
 
@@ -39,7 +41,7 @@ class Attention(nn.Module):
             "k_proj": kv_size,
             "v_proj": kv_size,
         }
-        self.qkv_proj = ColumnParallelLinear(config.hidden_size, parts, True, where)
+        self.qkv_proj = ColumnParallelLinear(config.hidden_size, parts, config.qkv_bias, where)
         self.o_proj = RowParallelLinear(parts["q_proj"], config.hidden_size, where)
 
     def forward(
@@ -115,8 +117,8 @@ class DecoderLayer(nn.Module):
         yield from self.mlp.shards(f"{prefix}.mlp")
 
 
-class Qwen2(nn.Module):
-    """The decoder. Weights are uninitialised until `weights.load_weights` has filled them."""
+class Decoder(nn.Module):
+    """The whole network. Weights are uninitialised until `weights.load_weights` has filled them."""
 
     def __init__(self, config: ModelConfig, where: Placement, max_position: int) -> None:
         """`max_position`: how far the rotary tables reach.
@@ -134,7 +136,8 @@ class Qwen2(nn.Module):
         )
         self.layers = nn.ModuleList(DecoderLayer(config, where) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, where)
-        self.rotary = Rotary(config.head_dim, config.rope_theta, max_position, where.device)
+        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        self.rotary = rotary_table(frequencies, max_position, where.device)
 
     def forward(
         self,
@@ -146,7 +149,7 @@ class Qwen2(nn.Module):
         x: Tensor = self.embed_tokens(token_ids)
         residual: Tensor | None = None
         for layer, kv_layer in zip(self.layers, kv_cache, strict=True):
-            x, residual = layer(x, residual, self.rotary.table, kv_layer, attention)
+            x, residual = layer(x, residual, self.rotary, kv_layer, attention)
         assert residual is not None, "a model has at least one layer"
         return self.norm.add(x, residual)[0]
 
