@@ -1,0 +1,83 @@
+// What a linear layer with bfloat16 weights is made of, without torch and without threads.
+//
+// Owns the packed form of a weight and the table of functions an instruction set offers. A weight
+// W [N, K] is kept as panels of 32 outputs; inside a panel two neighbouring inputs stand together,
+// as the bfloat16 dot product wants them:
+//
+//   packed [ceil(N/32)][ceil(K/2)][32][2]     element (n, k) at [n/32][k/2][n%32][k%2]
+//
+// One step over a pair of inputs thus reads 128 consecutive bytes, and a whole weight is one stream.
+// Missing rows and columns are zeros.
+//
+// Every element of the output is one chain of additions over the pairs of K, in order, whatever the
+// number of rows, the row's place, the tile or the number of threads: a row's bits depend on the
+// row, the weight and the variant alone. Splitting K stores the chain and takes it up again.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace linear {
+
+using bf16 = std::uint16_t;  // the bits of a bfloat16
+
+constexpr std::int64_t kPanel = 32;                  // outputs of a panel
+constexpr std::int64_t kPairElements = 2 * kPanel;   // weights of one pair of inputs in a panel
+constexpr std::int64_t kMaxTileRows = 12;            // rows whose sums fit into the registers
+
+inline std::int64_t panels_of(std::int64_t n) { return (n + kPanel - 1) / kPanel; }
+inline std::int64_t pairs_of(std::int64_t k) { return (k + 1) / 2; }
+
+// Rows of activations [rows, k]; `stride` in elements from row to row.
+struct Rows {
+  const bf16* data;
+  std::int64_t stride;
+  std::int64_t k;
+};
+
+// Where the sums of one tile go: row r to out + r * stride (elements of the output's type).
+struct Output {
+  void* data;
+  std::int64_t stride;
+  bool wide;  // float32 instead of bfloat16
+};
+
+// The functions of one instruction set. `rows` is 1 ... kMaxTileRows.
+struct Kernel {
+  const char* name;
+  bool (*supported)();
+  std::size_t pair_bytes;  // what one row's pair of inputs takes in a row panel
+
+  // Row panel [pairs][rows] of `rows` rows; writes the pairs first ... last - 1 of it.
+  void (*pack_rows)(Rows x, std::int64_t rows, std::int64_t first, std::int64_t last, void* panel);
+
+  // sums [rows][32] += row panel x weight panel over `pairs` pairs; `fresh`: the sums start at zero.
+  void (*accumulate)(const void* row_panel, const bf16* weight, std::int64_t pairs,
+                     std::int64_t rows, float* sums, bool fresh);
+
+  // out[r][0 ... columns) = sums[r] + bias, rounded once.
+  void (*finish)(const float* sums, std::int64_t rows, std::int64_t columns, const bf16* bias,
+                 Output out);
+};
+
+extern const Kernel kAvx512Bf16;  // the CPU's bfloat16 dot product
+extern const Kernel kAvx512;      // float32 products of widened weights
+
+// The kernels this CPU can run, the likely fastest first.
+const std::vector<const Kernel*>& variants();
+
+struct Call {
+  Rows x;
+  std::int64_t m;
+  const bf16* packed;
+  std::int64_t n;
+  const bf16* bias;  // [n] or null
+  Output out;
+};
+
+// out [m, n] = x W^T + bias on `threads` threads.
+void run(const Kernel& kernel, const Call& call, int threads);
+
+}  // namespace linear
