@@ -8,5 +8,9 @@
 #include "bindings.h"
 
 PYBIND11_MODULE(_native, module) {
+  bind_activation(module);
+  bind_attention(module);
   bind_linear(module);
+  bind_logits(module);
+  bind_norm(module);
 }

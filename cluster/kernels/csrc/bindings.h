@@ -4,4 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+void bind_activation(pybind11::module_& module);
+void bind_attention(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);
+void bind_logits(pybind11::module_& module);
+void bind_norm(pybind11::module_& module);

@@ -1,0 +1,176 @@
+// One piece of attention from start to end: tile after tile, kv head after kv head.
+//
+// Included only by files that have chosen their target by pragma; `ATTENTION_KERNEL` makes the
+// entry of a `Math`.
+#pragma once
+
+#include "attention_tile.h"
+
+namespace deeprequest {
+namespace {
+
+// A thread's scratch, cut up. Everything is a multiple of 64 bytes.
+struct Scratch {
+  float* keys;
+  float* values;
+  float* queries;   // [kv head][row][H]
+  float* totals;    // [kv head][row] partials
+  float* partials;  // [ROWS] partials
+
+  static int64_t words(int64_t rows, int64_t heads, int64_t head_dim) {
+    const int64_t columns = (head_dim + 15) / 16 * 16;
+    return 2 * TILE_KEYS * columns + rows * heads * (columns + partial_stride(head_dim)) +
+           ROWS * partial_stride(head_dim);
+  }
+
+  Scratch(float* memory, int64_t rows, int64_t heads, int64_t head_dim) {
+    const int64_t columns = (head_dim + 15) / 16 * 16;
+    keys = memory;
+    values = keys + TILE_KEYS * columns;
+    queries = values + TILE_KEYS * columns;
+    totals = queries + rows * heads * columns;
+    partials = totals + rows * heads * partial_stride(head_dim);
+  }
+};
+
+template <class Math>
+class PieceRun {
+ public:
+  using Element = typename Math::Element;
+
+  PieceRun(const AttentionCall& call, const AttentionPiece& piece, float* memory)
+      : call_(call),
+        piece_(piece),
+        rows_(piece.num_queries * call.group),
+        steps_(call.head_dim / Math::PER),
+        columns_((call.head_dim + 15) / 16 * 16),
+        stride_(partial_stride(call.head_dim)),
+        scratch_(memory, rows_, piece.last_kv_head - piece.first_kv_head, call.head_dim) {}
+
+  void run() {
+    pack_queries();
+    int64_t slots[TILE_KEYS];
+    const int64_t width = call_.num_kv_heads * call_.head_dim;
+    for (int64_t tile = piece_.first_tile; tile < piece_.last_tile; ++tile) {
+      const int64_t first = tile * TILE_KEYS;
+      const int64_t end = piece_.first_position + piece_.num_queries;
+      const int64_t count = std::min(TILE_KEYS, end - first);
+      tile_slots(piece_, first, count, slots);
+      for (int64_t head = piece_.first_kv_head; head < piece_.last_kv_head; ++head) {
+        const int64_t offset = head * call_.head_dim;
+        pack_keys<Math>(static_cast<const Element*>(call_.keys) + offset, slots, width, count,
+                        call_.head_dim, scratch_.keys);
+        pack_values<Math>(static_cast<const Element*>(call_.values) + offset, slots, width, count,
+                          call_.head_dim, scratch_.values);
+        attend_tile(tile, head);
+      }
+    }
+    if (!is_shared()) finish();
+  }
+
+ private:
+  bool is_shared() const { return piece_.first_partial >= 0; }
+
+  int64_t row_index(int64_t head, int64_t row) const {
+    return (head - piece_.first_kv_head) * rows_ + row;
+  }
+
+  float* total(int64_t head, int64_t row) const {
+    return scratch_.totals + row_index(head, row) * stride_;
+  }
+
+  // Where a partial of this piece goes when other threads work on the same rows.
+  float* shared(int64_t tile, int64_t head, int64_t row) const {
+    return call_.partials + piece_.first_partial +
+           ((tile * call_.num_kv_heads + head) * rows_ + row) * stride_;
+  }
+
+  void pack_queries() {
+    for (int64_t head = piece_.first_kv_head; head < piece_.last_kv_head; ++head) {
+      for (int64_t row = 0; row < rows_; ++row) {
+        const Element* query = static_cast<const Element*>(call_.queries) +
+                               (piece_.first_query + row / call_.group) * call_.query_stride +
+                               (head * call_.group + row % call_.group) * call_.head_dim;
+        float* packed = scratch_.queries + row_index(head, row) * columns_;
+        for (int64_t step = 0; step < steps_; step += 16) {
+          const __mmask16 lanes = first_lanes(steps_ - step);
+          const __m512i words = Math::load_words(query + step * Math::PER, lanes);
+          _mm512_mask_storeu_epi32(packed + step, lanes, words);
+        }
+      }
+    }
+  }
+
+  // All rows of one kv head against the packed tile, from the first row that sees any of it.
+  void attend_tile(int64_t tile, int64_t head) {
+    const TileView view{scratch_.keys, scratch_.values, steps_, columns_, call_.scale_log2};
+    const int64_t unseen = tile * TILE_KEYS - piece_.first_position;
+    int64_t row = std::max<int64_t>(0, unseen) * call_.group;
+    while (row < rows_) {
+      const int64_t left = rows_ - row;
+      const int64_t groups = (left + ROWS - 1) / ROWS;
+      const int count = static_cast<int>((left + groups - 1) / groups);
+      attend_group(view, tile, head, row, count);
+      row += count;
+    }
+  }
+
+  void attend_group(const TileView& view, int64_t tile, int64_t head, int64_t row, int count) {
+    const float* queries[ROWS];
+    int64_t visible[ROWS];
+    float* partials[ROWS];
+    for (int r = 0; r < count; ++r) {
+      const int64_t position = piece_.first_position + (row + r) / call_.group;
+      queries[r] = scratch_.queries + row_index(head, row + r) * columns_;
+      visible[r] = std::min(TILE_KEYS, position + 1 - tile * TILE_KEYS);
+      partials[r] = partial_place(tile, head, row + r, r);
+    }
+    ATTEND_ROWS<Math>[count](view, queries, visible, partials);
+    if (is_shared() || tile == 0) return;
+    for (int r = 0; r < count; ++r)
+      merge_partial(total(head, row + r), partials[r], columns_, false);
+  }
+
+  // The first tile's partial is the total's start.
+  float* partial_place(int64_t tile, int64_t head, int64_t row, int r) const {
+    if (is_shared()) return shared(tile, head, row);
+    return tile == 0 ? total(head, row) : scratch_.partials + r * stride_;
+  }
+
+  void finish() {
+    Element* out = static_cast<Element*>(call_.out);
+    const int64_t heads = call_.num_kv_heads * call_.group;
+    for (int64_t head = piece_.first_kv_head; head < piece_.last_kv_head; ++head) {
+      for (int64_t row = 0; row < rows_; ++row) {
+        const int64_t query = piece_.first_query + row / call_.group;
+        const int64_t query_head = head * call_.group + row % call_.group;
+        finish_row(total(head, row), out + (query * heads + query_head) * call_.head_dim,
+                   call_.head_dim);
+      }
+    }
+  }
+
+  const AttentionCall& call_;
+  const AttentionPiece& piece_;
+  const int64_t rows_, steps_, columns_, stride_;
+  const Scratch scratch_;
+};
+
+template <class Math>
+void run_piece(const AttentionCall& call, const AttentionPiece& piece, float* memory) {
+  PieceRun<Math>(call, piece, memory).run();
+}
+
+template <class Math>
+void merge_row(const AttentionCall& call, const float* partials, int64_t tile_stride,
+               int64_t tiles, int64_t query, int64_t head, float* memory) {
+  const int64_t columns = (call.head_dim + 15) / 16 * 16;
+  for (int64_t tile = 0; tile < tiles; ++tile)
+    merge_partial(memory, partials + tile * tile_stride, columns, tile == 0);
+  auto* out = static_cast<typename Math::Element*>(call.out);
+  const int64_t heads = call.num_kv_heads * call.group;
+  finish_row(memory, out + (query * heads + head) * call.head_dim, call.head_dim);
+}
+
+}  // namespace
+}  // namespace deeprequest
