@@ -212,7 +212,7 @@ def _read_rope(path: Path, raw: _Json) -> tuple[float, Llama3Scaling | None]:
     theta = rope.get("rope_theta")
     if theta is None:
         theta = _DEFAULT_THETA if raw.rope_theta is None else raw.rope_theta
-    if not _is_number(theta) or theta <= 1:
+    if not _is_above(theta, 1):
         _refuse(path, "rope_theta", theta, "a number above 1 is")
     return float(theta), _llama3(path, field, rope, raw) if kind == "llama3" else None
 
@@ -225,7 +225,7 @@ def _llama3(path: Path, field: str, rope: dict[str, Any], raw: _Json) -> Llama3S
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     for name in names:
         value = numbers.get(name)
-        if not _is_number(value) or value <= 0:
+        if not _is_above(value, 0):
             _refuse(path, f"{field}.{name}", value, "a number above 0 is")
     factor, low, high, context = (numbers[name] for name in names)
     if factor < 1:
@@ -240,8 +240,8 @@ def _llama3(path: Path, field: str, rope: dict[str, Any], raw: _Json) -> Llama3S
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_above(value: Any, least: int) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > least
 
 
 def _refuse(path: Path, field: str, value: Any, instead: str = "") -> NoReturn:

@@ -10,19 +10,19 @@ from safetensors.torch import load_file, save_file
 from cluster.kernels.kernels import LinearWeight
 from cluster.kernels.torch_kernels import TorchKernels
 from cluster.model.checkpoint import WeightError
+from cluster.model.decoder import Decoder
 from cluster.model.model_config import read_model_config
 from cluster.model.parallel import Placement, TensorShard, TensorSink, TPGroup, WeightSink
-from cluster.model.qwen2 import Qwen2
 from cluster.model.weights import load_weights
 
 
-def build(folder: Path, group: TPGroup, device: str = "cpu") -> Qwen2:
+def build(folder: Path, group: TPGroup, device: str = "cpu") -> Decoder:
     there = torch.device(device)
     where = Placement(group, there, torch.float32, TorchKernels(there, torch.float32))
-    return Qwen2(read_model_config(folder), where, 64)
+    return Decoder(read_model_config(folder), where, 64)
 
 
-def load(folder: Path, group: TPGroup | None = None, **options: Any) -> Qwen2:
+def load(folder: Path, group: TPGroup | None = None, **options: Any) -> Decoder:
     model = build(folder, group or TPGroup())
     load_weights(folder, model.shards(), **options)
     return model
