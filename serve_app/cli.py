@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from serve_app.bench_command import app as bench_app
 from serve_app.config import ConfigError, ServeConfig, ServiceState, service_state
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="API keys and their limits.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(bench_app, name="bench")
 
 StateDir = Annotated[
     Path | None,

@@ -1,54 +1,52 @@
 """transformers: `generate` over a static batch, bfloat16, scaled-dot-product attention."""
 
-import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from protocol import answer
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
-from workload import Loading, Options, Stamp, measure, read_options
+
+from serve_app.bench.workload import Clock, Generate, Stamp, Workload
 
 
-class Clock(StoppingCriteria):
+class Watch(StoppingCriteria):
     """Notes the time of every token and stops nothing."""
 
-    def __init__(self) -> None:
-        self.begin = time.perf_counter()
-        self.stamps: list[Stamp] = []
+    def __init__(self, rows: int) -> None:
+        self.clock = Clock(rows)
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        rows, count = input_ids.shape[0], len(self.stamps) + 1
-        self.stamps.append(Stamp(time.perf_counter() - self.begin, rows * count, rows))
+        rows = input_ids.shape[0]
+        for row in range(rows):
+            self.clock.add(row, 1)
+        self.clock.stamp()
         return torch.zeros(rows, dtype=torch.bool)
 
 
-class Engine:
-    """One model in memory."""
+def start(model: Path, threads: int, workload: Workload) -> Generate:
+    torch.set_num_threads(threads)
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, attn_implementation="sdpa"
+    ).eval()
 
-    def __init__(self, options: Options) -> None:
-        torch.set_num_threads(options.threads)
-        self._model = AutoModelForCausalLM.from_pretrained(
-            options.model, dtype=torch.bfloat16, attn_implementation="sdpa"
-        ).eval()
-
-    def generate(self, prompts: list[list[int]], tokens: int) -> list[Stamp]:
-        clock = Clock()
+    @torch.inference_mode()
+    def generate(prompts: list[list[int]], tokens: int) -> list[Stamp]:
+        watch = Watch(len(prompts))
         ids = torch.tensor(prompts)
-        with torch.inference_mode():
-            out = self._model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-                pad_token_id=0,
-                stopping_criteria=StoppingCriteriaList([clock]),
-            )
-        assert out.shape[1] == len(prompts[0]) + tokens
-        return clock.stamps
+        network.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+            stopping_criteria=StoppingCriteriaList([watch]),
+        )
+        return watch.clock.stamps
+
+    return generate
 
 
 if __name__ == "__main__":
-    options = read_options()
-    with Loading():
-        engine = Engine(options)
-    measure(options, engine.generate)
+    answer(start)

@@ -1,0 +1,4 @@
+"""Measuring: the engine alone, and a running service as its clients see it.
+
+Nothing that serves imports it.
+"""
