@@ -21,7 +21,7 @@ from serve_app.generation import Generation, ModelClient
 from serve_app.metrics import Metrics
 from serve_app.openai import errors
 from serve_app.openai.chat import ChatCompletion, ChatStream, ResponseHead
-from serve_app.openai.schema import ChatCompletionRequest, ParsedRequest
+from serve_app.openai.schema import ChatCompletionRequest, ParsedRequest, Prediction
 from serve_app.refusal_errors import api_error
 from serve_app.tenancy.admission import AdmissionQueue, AdmitRequest, Identity, Ticket
 from serve_app.tenancy.refusals import Refusal
@@ -127,6 +127,7 @@ class ChatService:
             raise errors.model_not_found()
         request.check_vocabulary(self._tokenizer.size)
         prompt = await self._render(request.conversation())
+        prediction = await self._predicted(request.prediction)
         room = self.facts.max_model_len
         if len(prompt) + request.output_tokens > room:
             raise errors.context_length_exceeded(len(prompt), request.output_tokens, room)
@@ -134,7 +135,11 @@ class ChatService:
         ticket = await self._admit(head.id, identity, len(prompt), request, patience_s)
         self.metrics.queue_time.observe(ticket.queued_s)
         engine_request = EngineRequest(
-            head.id, prompt, request.sampling_params(), identity.tenant.encode()
+            head.id,
+            prompt,
+            request.sampling_params(),
+            identity.tenant.encode(),
+            prediction_token_ids=prediction,
         )
         run = ChatRun(
             Generation(engine_request, self._model, self._deltas),
@@ -154,6 +159,17 @@ class ChatService:
             raise errors.prompt_too_long(self.facts.max_model_len)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._template.render, messages)
+
+    async def _predicted(self, prediction: Prediction | None) -> list[int]:
+        """Token ids that the answer may repeat."""
+        text = prediction.text() if prediction is not None else ""
+        if len(text) > self._max_prompt_bytes:
+            message = "Invalid value for 'prediction': it is longer than any answer can be."
+            raise errors.invalid_value("prediction", message)
+        if not text:
+            return []
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._tokenizer.encode_content, text)
 
     async def _admit(
         self,

@@ -158,5 +158,7 @@ _COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     ("engine_prompt_tokens", "Prompt tokens computed.", lambda s: s.prompt_tokens),
     ("engine_generation_tokens", "Tokens generated.", lambda s: s.generation_tokens),
     ("prefix_cache_hit_tokens", "Prompt tokens found in the cache.", lambda s: s.prefix_hit_tokens),
+    ("spec_decode_num_draft_tokens", "Tokens computed ahead.", lambda s: s.num_drafted),
+    ("spec_decode_num_accepted_tokens", "Of those, the ones drawn.", lambda s: s.num_accepted),
     ("preemptions", "Requests preempted for want of KV blocks.", lambda s: s.preemptions),
 )

@@ -9,6 +9,7 @@ how many of them a step brings.
 
 from collections.abc import Iterable
 
+from cluster.engine.prediction import PredictionMatch
 from cluster.request import (
     EngineCoreOutput,
     EngineRequest,
@@ -76,7 +77,6 @@ class _RequestText:
     """The text side of one request."""
 
     __slots__ = (
-        "_accepted_tokens",
         "_cached_tokens",
         "_completion_tokens",
         "_content",
@@ -85,7 +85,7 @@ class _RequestText:
         "_logprobs",
         "_min_tokens",
         "_parser",
-        "_prediction_tokens",
+        "_prediction",
         "_prompt_tokens",
         "_reasoning",
         "_reasoning_ended",
@@ -103,9 +103,9 @@ class _RequestText:
         state = prompt_state(request.prompt_token_ids, tokenizer)
         self._parser = ReasoningParser(state, tokenizer.think_end_id)
         self._prompt_tokens = len(request.prompt_token_ids)
-        self._prediction_tokens = len(request.prediction_token_ids)
+        predicted = request.prediction_token_ids
+        self._prediction = PredictionMatch(predicted) if predicted else None
         self._completion_tokens = 0
-        self._accepted_tokens = 0
         self._cached_tokens = 0
         self._begin_delta()
 
@@ -118,21 +118,20 @@ class _RequestText:
 
     def usage(self) -> Usage:
         """Every generated token is a completion token, closing think and stop tokens included."""
-        repeated = min(self._accepted_tokens, self._prediction_tokens)
+        prediction = self._prediction
         return Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             cached_tokens=self._cached_tokens,
             reasoning_tokens=self._parser.reasoning_tokens,
-            accepted_prediction_tokens=repeated,
-            rejected_prediction_tokens=self._prediction_tokens - repeated,
+            accepted_prediction_tokens=prediction.accepted if prediction is not None else 0,
+            rejected_prediction_tokens=prediction.rejected if prediction is not None else 0,
         )
 
     def advance(self, output: EngineCoreOutput) -> RequestOutput | None:
         """Takes what a step gave; the delta to send, None if nothing can be shown yet."""
         if output.num_cached_tokens > self._cached_tokens:
             self._cached_tokens = output.num_cached_tokens
-        self._accepted_tokens += output.num_accepted
         if output.logprobs is not None:
             self._logprobs = (self._logprobs or []) + output.logprobs
         finish = output.finish_reason
@@ -162,6 +161,8 @@ class _RequestText:
         for token_id in token_ids:
             self._completion_tokens += 1
             self._token_ids.append(token_id)
+            if self._prediction is not None:
+                self._prediction.push(token_id)
             if ending is not None and token_id in ending and self._may_end():
                 self._close_thoughts_at(token_id)
                 return None

@@ -67,7 +67,19 @@ _USAGE = _object(
         "completion_tokens": {**_INTEGER, "description": "Thoughts and answer together."},
         "total_tokens": _INTEGER,
         "prompt_tokens_details": _object({"cached_tokens": _INTEGER}),
-        "completion_tokens_details": _object({"reasoning_tokens": _INTEGER}),
+        "completion_tokens_details": _object(
+            {
+                "reasoning_tokens": _INTEGER,
+                "accepted_prediction_tokens": {
+                    **_INTEGER,
+                    "description": "Tokens of `prediction` that the output repeated.",
+                },
+                "rejected_prediction_tokens": {
+                    **_INTEGER,
+                    "description": "Tokens of `prediction` that it did not; they cost nothing.",
+                },
+            }
+        ),
     }
 )
 _MESSAGE = _object(

@@ -148,6 +148,19 @@ class ReasoningOptions(_Strict):
         return value
 
 
+class Prediction(_Strict):
+    """What the output is likely to repeat: a text to be edited, code to be rewritten."""
+
+    type: Literal["content"]
+    content: Content
+
+    def text(self) -> str:
+        """The content as one string; text parts are joined as they are."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content
+
+
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
 Stop = Annotated[
@@ -192,6 +205,8 @@ class ChatCompletionRequest(_Strict):
     separate_reasoning: bool | None = None
     """true is another way to say reasoning_format split."""
     reasoning: ReasoningOptions | None = None
+    prediction: Prediction | None = None
+    """Makes an output that repeats it come sooner; never changes what is generated."""
     user: Identifier | None = None
     safety_identifier: Identifier | None = None
     metadata: (
@@ -335,10 +350,19 @@ def _unknown_names(request: ChatCompletionRequest) -> Iterator[str]:
     yield from _extras(request, "")
     yield from _extras(request.stream_options, "stream_options.")
     yield from _extras(request.reasoning, "reasoning.")
+    yield from _prediction_extras(request.prediction)
     for message in request.messages:
         yield from _extras(message, "messages.")
         for part in message.content if isinstance(message.content, list) else ():
             yield from _extras(part, "messages.content.")
+
+
+def _prediction_extras(prediction: Prediction | None) -> Iterator[str]:
+    if prediction is None:
+        return
+    yield from _extras(prediction, "prediction.")
+    for part in prediction.content if isinstance(prediction.content, list) else ():
+        yield from _extras(part, "prediction.content.")
 
 
 def _extras(part: _Strict | None, prefix: str) -> Iterator[str]:
@@ -348,6 +372,13 @@ def _extras(part: _Strict | None, prefix: str) -> Iterator[str]:
 
 KNOWN_NAMES = frozenset(
     name
-    for model in (ChatCompletionRequest, ChatMessage, TextPart, StreamOptions, ReasoningOptions)
+    for model in (
+        ChatCompletionRequest,
+        ChatMessage,
+        TextPart,
+        Prediction,
+        StreamOptions,
+        ReasoningOptions,
+    )
     for name in model.model_fields
 )

@@ -29,11 +29,14 @@ def samples(text: bytes) -> dict[str, float]:
 
 def test_replica_stats_become_gauges_and_counters() -> None:
     stats = EngineStats(running=3, waiting=2, kv_total_blocks=100, kv_free_blocks=75, steps=9)
+    stats.num_drafted, stats.num_accepted = 40, 30
     values = samples(Metrics("in-1").exposition(View([Load("r1", True, stats)], 4)))
     assert values["deeprequest_num_requests_running"] == 3
     assert values["deeprequest_kv_blocks_used"] == 25
     assert values["deeprequest_kv_cache_usage_perc"] == 0.25
     assert values["deeprequest_engine_steps_total"] == 9
+    assert values["deeprequest_spec_decode_num_draft_tokens_total"] == 40
+    assert values["deeprequest_spec_decode_num_accepted_tokens_total"] == 30
     assert values["deeprequest_queue_length"] == 4
     assert values["deeprequest_replicas_ready"] == 1
     assert values["deeprequest_admission_store_up"] == 1

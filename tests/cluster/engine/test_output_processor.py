@@ -319,11 +319,12 @@ def test_a_prediction_is_counted_against_the_output() -> None:
     prediction = text_ids("abcdefgh")
     request = EngineRequest("r", CHAT, SamplingParams(), prediction_token_ids=prediction)
     processor.add(request)
-    processor.process([EngineCoreOutput("r", text_ids("abc"), num_drafted=4, num_accepted=2)])
-    usage = shown(processor, text_ids("x"), FinishReason.LENGTH).usage
+    repeated = prediction[:-1]
+    processor.process([EngineCoreOutput("r", repeated[:1]), EngineCoreOutput("r", repeated[1:])])
+    usage = shown(processor, text_ids("!"), FinishReason.LENGTH).usage
     assert usage is not None
-    assert usage.accepted_prediction_tokens == 2
-    assert usage.rejected_prediction_tokens == len(prediction) - 2
+    assert usage.accepted_prediction_tokens == len(repeated)
+    assert usage.rejected_prediction_tokens == 1
 
 
 def test_discarded_request_reports_what_it_used_and_is_forgotten() -> None:

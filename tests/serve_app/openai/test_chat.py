@@ -178,5 +178,9 @@ def test_usage_always_has_both_details() -> None:
         "completion_tokens": 215,
         "total_tokens": 239,
         "prompt_tokens_details": {"cached_tokens": 16},
-        "completion_tokens_details": {"reasoning_tokens": 100},
+        "completion_tokens_details": {
+            "reasoning_tokens": 100,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
