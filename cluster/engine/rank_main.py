@@ -186,7 +186,7 @@ def _lost(peers: dict[int, Channel]) -> str | None:
 
 def _torch_worker(spec: RankSpec, rendezvous: str) -> RankWorker:
     from cluster.device import Device
-    from cluster.model.parallel import TPGroup
+    from cluster.model.tp_group import TPGroup
     from cluster.worker.worker import Worker
 
     backend = Device.select(spec.config.device, spec.rank).collectives_backend

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cluster.model.parallel import TPGroup
+from cluster.model.tp_group import TPGroup
 
 Floats = npt.NDArray[np.float32]
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cluster.model.parallel import TPGroup
+from cluster.model.tp_group import TPGroup
 from cluster.worker.exchange import exchange, side_by_side
 from cluster.worker.noise import uniform
 

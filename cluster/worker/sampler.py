@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cluster.model.parallel import TPGroup
+from cluster.model.tp_group import TPGroup
 from cluster.request import TokenLogprobs
 from cluster.worker.candidates import Filters, Offer, draw_offered
 from cluster.worker.exchange import exchange, side_by_side

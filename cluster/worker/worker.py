@@ -36,7 +36,8 @@ from cluster.device import Device
 from cluster.kernels.selection import select_kernels
 from cluster.model.decoder import Decoder
 from cluster.model.model_config import ModelConfig, read_model_config
-from cluster.model.parallel import Placement, TPGroup
+from cluster.model.parallel import Placement
+from cluster.model.tp_group import TPGroup
 from cluster.model.weight_cache import WeightCache, cache_key, held_tensors
 from cluster.model.weights import Progress as OnProgress
 from cluster.model.weights import load_weights

@@ -118,7 +118,7 @@ class InlineEngine:
     def __enter__(self) -> "InlineEngine":
         from cluster.engine.core_messages import EngineFacts
         from cluster.engine.rank_main import engine_core
-        from cluster.model.parallel import TPGroup
+        from cluster.model.tp_group import TPGroup
         from cluster.worker.executor import InlineExecutor
         from cluster.worker.worker import Worker
 

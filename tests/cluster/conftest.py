@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cluster.batch import AppendedRow, ModelRunnerOutput, ScheduledRow, SchedulerOutput, StartedRow
 from cluster.config import EngineConfig
-from cluster.model.parallel import TPGroup
+from cluster.model.tp_group import TPGroup
 from cluster.request import SamplingParams
 from cluster.worker.worker import Worker
 
@@ -209,7 +209,7 @@ class Driver:
             taken = self._take(end, len(self.blocks[row]))
             if taken:
                 self.blocks[row] += taken
-                self._news.setdefault(row, AppendedRow(row, [], [])).block_ids.extend(taken)
+                self._news.setdefault(row, AppendedRow(row, [])).block_ids.extend(taken)
             samples = end == len(self.tokens[row])
             scheduled.append(ScheduledRow(row, self.computed[row], count, samples))
             self.computed[row] = end
@@ -219,10 +219,9 @@ class Driver:
         self._released, self._started = [], []
         output = self.execute(frame)
         assert output.step == self._step
-        drawn = dict(zip(output.rows, output.token_ids, strict=True))
+        drawn = {row: tokens[0] for row, tokens in zip(output.rows, output.token_ids, strict=True)}
         for row, token in drawn.items():
             self.tokens[row].append(token)
-            self._news[row] = AppendedRow(row, [token], [])
         self.failed = output.failed_rows
         return drawn
 

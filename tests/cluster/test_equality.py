@@ -19,7 +19,7 @@ from cluster.engine.core_messages import EngineFacts
 from cluster.engine.engine_core import EngineCore
 from cluster.engine.rank_main import engine_core
 from cluster.engine.rank_main import main as rank_main
-from cluster.model.parallel import TPGroup
+from cluster.model.tp_group import TPGroup
 from cluster.request import EngineRequest, EngineStats, SamplingParams
 from cluster.text.template import ChatTemplate, Message
 from cluster.text.tokenizer import Tokenizer

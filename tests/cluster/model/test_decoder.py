@@ -14,7 +14,8 @@ from cluster.batch import AppendedRow, ScheduledRow, SchedulerOutput, StartedRow
 from cluster.kernels.torch_kernels import TorchKernels
 from cluster.model.decoder import Decoder, DecoderLayer
 from cluster.model.model_config import ModelConfig, read_model_config
-from cluster.model.parallel import Placement, TPGroup
+from cluster.model.parallel import Placement
+from cluster.model.tp_group import TPGroup
 from cluster.model.weights import load_weights
 from cluster.request import SamplingParams
 from cluster.worker.input_batch import InputBatch

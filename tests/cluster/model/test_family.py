@@ -18,8 +18,9 @@ from cluster.attention.cpu import TorchAttention
 from cluster.kernels.torch_kernels import TorchKernels
 from cluster.model.decoder import Decoder
 from cluster.model.model_config import read_model_config
-from cluster.model.parallel import Placement, TPGroup
+from cluster.model.parallel import Placement
 from cluster.model.rotary import inverse_frequencies, rotary_table
+from cluster.model.tp_group import TPGroup
 from cluster.model.weights import load_weights
 from cluster.request import SamplingParams
 

@@ -3,7 +3,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from cluster.kernels.torch_kernels import TorchKernels
 from cluster.model.layers import RMSNorm
-from cluster.model.parallel import Placement, TPGroup
+from cluster.model.parallel import Placement
+from cluster.model.tp_group import TPGroup
 
 CPU = torch.device("cpu")
 KERNELS = TorchKernels(CPU, torch.float32)

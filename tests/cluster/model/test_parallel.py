@@ -15,9 +15,9 @@ from cluster.model.parallel import (
     Placement,
     RowParallelLinear,
     TensorShard,
-    TPGroup,
     VocabParallelEmbedding,
 )
+from cluster.model.tp_group import TPGroup
 
 
 def fill(shards: list[TensorShard], full: dict[str, torch.Tensor]) -> None:

@@ -12,7 +12,8 @@ from cluster.kernels.torch_kernels import TorchKernels
 from cluster.model.checkpoint import WeightError
 from cluster.model.decoder import Decoder
 from cluster.model.model_config import read_model_config
-from cluster.model.parallel import Placement, TensorShard, TensorSink, TPGroup, WeightSink
+from cluster.model.parallel import Placement, TensorShard, TensorSink, WeightSink
+from cluster.model.tp_group import TPGroup
 from cluster.model.weights import load_weights
 
 

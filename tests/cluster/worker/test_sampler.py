@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cluster.model.parallel import TPGroup
+from cluster.model.tp_group import TPGroup
 from cluster.worker import sampler as sampler_module
 from cluster.worker.noise import gumbel, row_keys, uniform
 from cluster.worker.sampler import Sampler, SamplingBatch

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from cluster.config import EngineConfig
 from cluster.device import Device
 from cluster.model.model_config import UnsupportedModelError
-from cluster.model.parallel import TPGroup
+from cluster.model.tp_group import TPGroup
 from cluster.request import SamplingParams
 from cluster.worker.worker import Worker
 
