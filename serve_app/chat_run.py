@@ -68,8 +68,8 @@ class ChatRun:
         """
         try:
             async with contextlib.aclosing(self._deltas()) as deltas:
-                async for output in deltas:
-                    if output is not None:
+                async for batch in deltas:
+                    for output in batch:
                         completion.push(output)
                         last = output
         except ApiError as error:
@@ -79,31 +79,41 @@ class ChatRun:
         return completion.body(last)
 
     async def events(self, stream: ChatStream) -> AsyncGenerator[bytes, None]:
-        """The response as server-sent events; a failure is the last event, without [DONE]."""
+        """The response as server-sent events; a failure is the last event, without [DONE].
+
+        One event a delta; those that arrived together are sent together.
+        """
         yield stream.first()
         try:
             async with contextlib.aclosing(self._deltas()) as deltas:
-                async for output in deltas:
-                    chunk = sse.KEEP_ALIVE if output is None else stream.push(output)
-                    if chunk:
-                        yield chunk
+                async for batch in deltas:
+                    if not batch:
+                        yield sse.KEEP_ALIVE
+                    elif events := b"".join([stream.push(output) for output in batch]):
+                        yield events
         except ApiError as error:
             self._metrics.answered(error.status)
             yield sse.error_event(error)
         else:
             self._metrics.answered(200)
 
-    async def _deltas(self) -> AsyncGenerator[RequestOutput | None, None]:
-        """Deltas up to the last; None after a silence of keep_alive_s."""
+    async def _deltas(self) -> AsyncGenerator[list[RequestOutput], None]:
+        """Batches of deltas up to the last; an empty one after a silence of keep_alive_s."""
         try:
             async with contextlib.aclosing(self._generation.outputs(self._poll_s)) as batches:
                 async for batch in batches:
-                    if batch:
-                        yield self._next(batch)
-                    elif time.monotonic() >= self._deadline:
+                    now = time.monotonic()
+                    last = batch[-1] if batch else None
+                    if now >= self._deadline and (last is None or last.finish_reason is None):
                         raise errors.generation_timeout()
-                    else:
-                        yield None
+                    if last is not None:
+                        self._measure(batch, now)
+                        if last.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                            batch.pop()
+                            if batch:
+                                yield batch
+                            raise _failure(last)
+                    yield batch
             self._outcome = "ok"
         except ApiError:
             self._outcome = "error"
@@ -134,44 +144,17 @@ class ChatRun:
         """How long a silence may last: up to the next keep-alive, or the end of the time."""
         return max(0.0, min(self._keep_alive_s, self._deadline - time.monotonic()))
 
-    def _next(self, batch: list[RequestOutput]) -> RequestOutput:
-        output = merged(batch)
-        if output.finish_reason is None and time.monotonic() >= self._deadline:
-            raise errors.generation_timeout()
-        self._measure(output)
-        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-            raise _failure(output)
-        return output
-
-    def _measure(self, output: RequestOutput) -> None:
-        now = time.monotonic()
+    def _measure(self, batch: list[RequestOutput], now: float) -> None:
         if self._last_delta_at is None:
             self._metrics.time_to_first_token.observe(now - self._arrived)
         else:
             self._metrics.inter_token_latency.observe(now - self._last_delta_at)
         self._last_delta_at = now
-        if output.usage is not None:
-            self._usage = output.usage
-        else:
-            self._usage.completion_tokens += len(output.token_ids)
-
-
-def merged(batch: list[RequestOutput]) -> RequestOutput:
-    """One delta for all that arrived together, so that a slow reader gets fewer, longer events."""
-    if len(batch) == 1:
-        return batch[0]
-    last = batch[-1]
-    return RequestOutput(
-        last.request_id,
-        reasoning="".join(output.reasoning for output in batch),
-        content="".join(output.content for output in batch),
-        reasoning_ended=any(output.reasoning_ended for output in batch),
-        token_ids=[token for output in batch for token in output.token_ids],
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        usage=last.usage,
-        error=last.error,
-    )
+        for output in batch:
+            if output.usage is not None:
+                self._usage = output.usage
+            else:
+                self._usage.completion_tokens += len(output.token_ids)
 
 
 def _failure(output: RequestOutput) -> ApiError:

@@ -78,12 +78,15 @@ class Generation:
         finished = False
         try:
             while not finished:
-                arrived = await stream.take(poll_s())
-                self.started = self.started or bool(arrived)
-                finished = bool(arrived) and arrived[-1].finish_reason is not None
-                batch = [output for output in arrived if output != accepted(request_id)]
-                if batch or not arrived:
-                    yield batch
+                batch = await stream.take(poll_s())
+                finished = bool(batch) and batch[-1].finish_reason is not None
+                if batch and not self.started:
+                    self.started = True
+                    if batch[0] == accepted(request_id):
+                        del batch[0]
+                        if not batch:
+                            continue
+                yield batch
         finally:
             self._deltas.close_stream(stream)
             if not finished:

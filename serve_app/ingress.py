@@ -6,6 +6,7 @@ torch.
 """
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ class Ingress:
         )
         self._max_body_bytes = config.http.max_body_bytes
         await asyncio.gather(self._queue.start(), self._deltas.start())
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collection between tokens need walk it again
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(self._service, self._view)

@@ -6,12 +6,20 @@ string of a request or a path. Names follow the field's (`time_to_first_token_se
 Redis: the snapshot of the replicas is handed in.
 """
 
+import bisect
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from cluster.request import EngineStats, Usage
 
@@ -91,11 +99,34 @@ class Metrics:
         name = f"deeprequest_{name}"
         return Counter(name, text, ("ingress",), registry=self._registry).labels(self._ingress)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        family = Histogram(
-            f"deeprequest_{name}", text, ("ingress",), registry=self._registry, buckets=buckets
-        )
-        return family.labels(self._ingress)
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> "Histogram":
+        histogram = Histogram(f"deeprequest_{name}", text, self._ingress, buckets)
+        self._registry.register(histogram)
+        return histogram
+
+
+class Histogram(Collector):
+    """Counts for one event loop: prometheus_client's own takes locks for every observation, and one
+    of these is made for every token."""
+
+    def __init__(self, name: str, text: str, ingress: str, buckets: Sequence[float]) -> None:
+        """`buckets`: upper bounds in seconds, rising."""
+        self._name, self._text, self._ingress = name, text, ingress
+        self._bounds = list(buckets)
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect.bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=("ingress",))
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        totals = itertools.accumulate(self._counts)
+        buckets = list(zip(bounds, totals, strict=True))
+        family.add_metric([self._ingress], buckets, sum_value=self._sum)
+        yield family
 
 
 class _ClusterCollector(Collector):

@@ -7,6 +7,7 @@ engine is dead, so that Ray Serve starts another. Knows no HTTP, no keys and no 
 
 import asyncio
 import contextlib
+import gc
 import os
 from collections import defaultdict
 from typing import Any
@@ -68,6 +69,8 @@ class ModelDeployment:
         )
         self._tasks = [asyncio.create_task(self._report.run())]
         await self._engine.start(self._note)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collection between steps need walk it again
         self._note("ready")
         self._report.state = "ready"
         self._tasks.append(asyncio.create_task(self._leave_when_dead()))

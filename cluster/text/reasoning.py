@@ -39,9 +39,10 @@ def prompt_state(prompt_ids: Sequence[int], tokenizer: Tokenizer) -> PromptState
 class ReasoningParser:
     """Follows the generated ids of one request.
 
-    `thinking` says whether the think block is open. `reasoning_tokens` counts the ids generated while the think block is open. The closing token is
-    a completion token but not a reasoning token, so where a block was closed
-    reasoning + 1 + answer = completion tokens; where it never was, all of them are reasoning.
+    `thinking` says whether the think block is open, `reasoning_tokens` counts the ids generated
+    meanwhile. The closing token is a completion token but not a reasoning token, so where a block
+    was closed reasoning + 1 + answer = completion tokens; where it never was, all of them are
+    reasoning.
     """
 
     __slots__ = ("_think_end_id", "reasoning_tokens", "thinking")

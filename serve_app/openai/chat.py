@@ -144,6 +144,8 @@ class ChatStream:
         ending = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._delta_prefix = self._prefix + b',"choices":[{"index":0,"delta":'
         self._delta_suffix = b',"logprobs":null,"finish_reason":null}]' + ending
+        self._content_prefix = self._delta_prefix + b'{"content":'
+        self._content_suffix = b"}" + self._delta_suffix
         self._ending = ending
 
     def first(self) -> bytes:
@@ -174,10 +176,9 @@ class ChatStream:
 
     def _text_event(self, reasoning: str, content: str) -> bytes:
         if content:
-            delta = b'{"content":' + orjson.dumps(content) + b"}"
-        else:
-            text = orjson.dumps(reasoning)
-            delta = b'{"reasoning_content":' + text + b',"reasoning":' + text + b"}"
+            return self._content_prefix + orjson.dumps(content) + self._content_suffix
+        text = orjson.dumps(reasoning)
+        delta = b'{"reasoning_content":' + text + b',"reasoning":' + text + b"}"
         return self._delta_prefix + delta + self._delta_suffix
 
     def _finish_event(self, finish_reason: str, stop_reason: str | int | None) -> bytes:

@@ -40,7 +40,9 @@ def test_the_serving_path_alone() -> None:
 
 def measure(streams: int, tokens: int, paces: list[int], rounds: int, direct: bool) -> float:
     """Prints a line per round; the best rate flat out or at the last pace."""
-    print(f"\nserving path, {streams} streams of {tokens}, client on the same {os.cpu_count()} cores")
+    print(
+        f"\nserving path, {streams} streams of {tokens}, client on the same {os.cpu_count()} cores"
+    )
     best = 0.0
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         service = started(Path(folder))
@@ -86,6 +88,7 @@ def report(service: Service, port: int, streams: int, tokens: int, pace: int) ->
         f"  {f'{pace}/s a stream' if pace else 'flat out':>14}: {found['events_per_s']:7.0f} events/s"
         f"  gap ms p50 {found['gap_ms_p50']:.1f} p99 {found['gap_ms_p99']:.1f}"
         f" max {found['gap_ms_max']:.0f}"
+        f", between reads p50 {found['read_gap_ms_p50']:.1f} p99 {found['read_gap_ms_p99']:.1f}"
         f"  first ms p50 {found['first_ms_p50']:.0f} max {found['first_ms_max']:.0f}"
         f"  {events} events, {found['events_per_read']:.1f} a read"
         f"\n{'':18}us of processor time an event: {costs}",

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+from prometheus_client import Histogram as LibraryHistogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.request import EngineStats, Usage
-from serve_app.metrics import Metrics
+from serve_app.metrics import Histogram, Metrics
 
 
 @dataclass
@@ -65,3 +67,21 @@ def test_without_the_store_the_ingress_still_tells_what_it_counted_itself() -> N
     assert values["deeprequest_admission_store_up"] == 0
     assert "deeprequest_queue_length" not in values
     assert "deeprequest_num_requests_running" not in values
+
+
+def test_histograms_read_as_the_librarys_own() -> None:
+    seconds = [0.0, 0.01, 0.010001, 0.3, 600.0, 601.0, 0.1]
+    metrics, registry = Metrics("in-1"), CollectorRegistry()
+    name, bounds = "deeprequest_time_to_first_token_seconds", (0.01, 0.1, 0.25, 600)
+    own = Histogram(name, "text", "in-1", bounds)
+    reference = LibraryHistogram(name, "text", ("ingress",), registry=registry, buckets=bounds)
+    for value in seconds:
+        own.observe(value)
+        reference.labels("in-1").observe(value)
+        metrics.time_to_first_token.observe(value)
+    (told,), (expected,) = own.collect(), reference.collect()
+    created = f"{name}_created"
+    wanted = [sample for sample in expected.samples if sample.name != created]
+    key = lambda sample: (sample.name, sample.labels.get("le", ""))  # noqa: E731
+    assert sorted(told.samples, key=key) == sorted(wanted, key=key)
+    assert samples(metrics.exposition(None))[f"{name}_sum"] == sum(seconds)

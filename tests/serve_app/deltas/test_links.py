@@ -2,12 +2,14 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import pytest
 import uvloop
 
 from cluster.request import FinishReason, RequestOutput
 from serve_app.deltas import DeltaAddress, DeltaLinks, DeltaServer, ReplicaLostError
+from serve_app.deltas.messages import READ_BYTES
 
 
 def free_port() -> int:
@@ -45,6 +47,28 @@ def test_each_stream_gets_its_own_deltas_in_order() -> None:
         await server.stop()
 
     uvloop.run(scenario())
+
+
+@pytest.mark.parametrize("run", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
+def test_frames_larger_than_a_read_arrive_whole(run: Callable[..., None]) -> None:
+    async def scenario() -> None:
+        server = await started_server()
+        links = DeltaLinks("replica-1", lambda _: None)
+        stream = server.open("a")
+        await links.connect(server.address)
+        sizes = [1, READ_BYTES - 40, READ_BYTES, 3 * READ_BYTES, 10, 20 * READ_BYTES, 7]
+        for place, size in enumerate(sizes):
+            links.send(server.address, [text("a", f"{place % 10}" * size, place == len(sizes) - 1)])
+        seen: list[RequestOutput] = []
+        while not seen or seen[-1].finish_reason is None:
+            seen += await asyncio.wait_for(stream.take(), 5)
+        assert [output.content for output in seen] == [
+            f"{place % 10}" * size for place, size in enumerate(sizes)
+        ]
+        await links.close()
+        await server.stop()
+
+    run(scenario())
 
 
 def test_losing_a_replica_fails_only_the_streams_it_fed() -> None:
