@@ -2,8 +2,8 @@
 
 Starts the service's real processes (HAProxy, ingress, model replica, Redis) around a rank without a
 model, and reads 64 streams of 2,000 tokens, one event a token, from a load generator on the same
-cores: flat out, then at a pace. Prints events a second, the gaps between the events of a stream, and
-the processor time that each process spent per event. Nothing is asserted about speed.
+cores: flat out, then at a pace. Prints events a second, the gaps between the events of a stream,
+and the processor time that each process spent per event. Nothing is asserted about speed.
 
     python -m tests.bench.bench_serving_path [--streams 64] [--tokens 2000] [--pace 0 400]
         [--direct] [--rounds 3]
@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,9 @@ def test_the_serving_path_alone() -> None:
 
 
 def measure(streams: int, tokens: int, paces: list[int], rounds: int, direct: bool) -> float:
-    """Prints a line per round; the best rate flat out or at the last pace."""
-    print(
-        f"\nserving path, {streams} streams of {tokens}, client on the same {os.cpu_count()} cores"
-    )
+    """Prints what each round showed; the best rate."""
+    cores = len(os.sched_getaffinity(0))
+    print(f"\nserving path, {streams} streams of {tokens}, client on the same {cores} cores")
     best = 0.0
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         service = started(Path(folder))
@@ -83,17 +81,14 @@ def report(service: Service, port: int, streams: int, tokens: int, pace: int) ->
     spent: dict[str, float] = defaultdict(float, load=found["load_cpu_s"])
     for process in before.keys() & after.keys():
         spent[part_of(process)] += after[process] - before[process]
-    costs = "  ".join(f"{part} {used / events * 1e6:.1f}" for part, used in spent.items())
-    print(
-        f"  {f'{pace}/s a stream' if pace else 'flat out':>14}: {found['events_per_s']:7.0f} events/s"
-        f"  gap ms p50 {found['gap_ms_p50']:.1f} p99 {found['gap_ms_p99']:.1f}"
-        f" max {found['gap_ms_max']:.0f}"
-        f", between reads p50 {found['read_gap_ms_p50']:.1f} p99 {found['read_gap_ms_p99']:.1f}"
-        f"  first ms p50 {found['first_ms_p50']:.0f} max {found['first_ms_max']:.0f}"
-        f"  {events} events, {found['events_per_read']:.1f} a read"
-        f"\n{'':18}us of processor time an event: {costs}",
-        flush=True,
-    )
+    pacing = f"{pace}/s a stream" if pace else "flat out"
+    print(f"  {pacing:>14}: {found['events_per_s']:7.0f} events/s of {events}, ", end="")
+    print("gap ms p50 {gap_ms_p50:.1f} p99 {gap_ms_p99:.1f}".format_map(found), end="")
+    print(" (between reads p50 {read_gap_ms_p50:.1f}".format_map(found), end="")
+    print(" p99 {read_gap_ms_p99:.1f} max {gap_ms_max:.0f})".format_map(found), end="")
+    print(", first ms p50 {first_ms_p50:.0f} max {first_ms_max:.0f}".format_map(found))
+    costs = "  ".join(f"{part} {used / events * 1e6:.1f}" for part, used in sorted(spent.items()))
+    print(f"{'':18}us of processor time an event: {costs}", flush=True)
     return float(found["events_per_s"])
 
 

@@ -1,6 +1,6 @@
 """`deeprequest serve` in everything but its engine: Redis, Ray Serve, HAProxy, ingress, replica.
 
-    python tests/bench/noop_service.py PORT STATE_DIR
+python tests/bench/noop_service.py PORT STATE_DIR
 """
 
 import sys
