@@ -8,7 +8,7 @@ finding names the setting or the file.
 from pathlib import Path
 
 from cluster.model.model_config import read_model_config
-from cluster.plan import check_tensor_parallel_size
+from cluster.plan.memory import check_tensor_parallel_size
 from cluster.text.template import ChatTemplate
 from cluster.text.tokenizer import Tokenizer
 from serve_app.config import ConfigError, ServeConfig

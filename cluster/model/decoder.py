@@ -24,7 +24,7 @@ from cluster.model.parallel import (
     VocabParallelEmbedding,
 )
 from cluster.model.rotary import inverse_frequencies, rotary_table
-from cluster.plan import check_tensor_parallel_size
+from cluster.plan.memory import check_tensor_parallel_size
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
 
-from cluster.plan import ModelShape
+from cluster.plan.memory import ModelShape
 
 Architecture = Literal["qwen2", "llama"]
 SUPPORTED = "qwen2 and llama (the DeepSeek-R1-Distill family)"

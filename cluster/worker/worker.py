@@ -41,7 +41,7 @@ from cluster.model.tp_group import TPGroup
 from cluster.model.weight_cache import WeightCache, cache_key, held_tensors
 from cluster.model.weights import Progress as OnProgress
 from cluster.model.weights import load_weights
-from cluster.plan import (
+from cluster.plan.memory import (
     GIB,
     check_tensor_parallel_size,
     fit_max_model_len,

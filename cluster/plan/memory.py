@@ -1,8 +1,7 @@
-"""What fits where and how fast it could be: the memory and speed plan of a model on given devices.
+"""Bytes: what a model's weights and a token's keys and values take, and what they leave room for.
 
 Owns the arithmetic and the sentences that refuse what cannot work, with the numbers and the
-setting to change. Pure: knows no torch, no files and no device; whoever asks brings the facts.
-Bytes are per rank unless a name says otherwise.
+setting to change. Bytes are per rank unless a name says otherwise.
 """
 
 from dataclasses import dataclass
@@ -63,13 +62,19 @@ class Precision:
     kv: int = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What one rank's device offers."""
+BF16 = Precision()
+PRECISIONS = {
+    "bf16": BF16,
+    "fp8": Precision(linear=1),
+    "int8": Precision(linear=1),
+    "fp32": Precision(linear=4, other=4, kv=4),
+}
 
-    memory_bytes: int
-    bytes_per_second: float
-    flops: float
+GPU_UTILIZATION = 0.92
+GPU_OVERHEAD = 5 * GIB // 2
+"""CUDA itself, kernels, graphs and one step's activations."""
+CPU_KV_SHARE, CPU_KV_BYTES = 0.25, 2 * GIB
+"""Default KV cache on a CPU, all ranks together: this share of the free memory, at most this."""
 
 
 def tensor_parallel_sizes(shape: ModelShape, largest: int = 8) -> list[int]:
@@ -88,7 +93,7 @@ def check_tensor_parallel_size(shape: ModelShape, size: int) -> None:
         )
 
 
-def weight_bytes(shape: ModelShape, tp: int, precision: Precision = Precision()) -> int:
+def weight_bytes(shape: ModelShape, tp: int, precision: Precision = BF16) -> int:
     """Bytes of one rank's weights: a `tp`-th of the matrices, and all norms."""
     linear = shape.num_layers * shape.layer_linear_params * precision.linear
     other = (shape.num_layers * shape.layer_bias_params + shape.embedding_params) * precision.other
@@ -101,18 +106,13 @@ def kv_bytes_per_token(shape: ModelShape, tp: int, kv_bytes: int = 2) -> int:
 
 
 def kv_room(
-    device_bytes: int, weights: int, utilization: float = 0.92, overhead: int = 5 * GIB // 2
+    device_bytes: int,
+    weights: int,
+    utilization: float = GPU_UTILIZATION,
+    overhead: int = GPU_OVERHEAD,
 ) -> int:
     """Bytes left for KV: the share of the device we may use, less weights and working memory."""
     return max(0, int(utilization * device_bytes) - weights - overhead)
-
-
-def kv_tokens(
-    shape: ModelShape, device: Device, tp: int, precision: Precision = Precision()
-) -> int:
-    """Tokens, of all requests together, that `tp` such devices have room for."""
-    room = kv_room(device.memory_bytes, weight_bytes(shape, tp, precision))
-    return room // kv_bytes_per_token(shape, tp, precision.kv)
 
 
 def num_kv_blocks(room_bytes: int, token_bytes: int, block_size: int) -> int:
@@ -158,31 +158,6 @@ def fit_max_model_len(
             f"or raise num_kv_blocks, kv_cache_gib, gpu_memory_utilization or tensor_parallel_size"
         )
     return asked
-
-
-def decode_seconds(
-    shape: ModelShape,
-    device: Device,
-    tp: int,
-    *,
-    batch: int,
-    context: int,
-    precision: Precision = Precision(),
-    all_reduce_seconds: float = 0.0,
-) -> float:
-    """The least time of a decode step: reading weights and KV, or computing, then all-reduces.
-
-    Args:
-        batch: requests in the step, each with `context` tokens in its cache.
-        all_reduce_seconds: one all-reduce of [batch, hidden]; there are two a layer and one more.
-    """
-    lm_head = shape.vocab_size * shape.hidden_size
-    linears = shape.num_layers * shape.layer_linear_params
-    read = (linears * precision.linear + lm_head * precision.other) / tp
-    read += batch * context * kv_bytes_per_token(shape, tp, precision.kv)
-    compute = 2 * batch * (linears + lm_head) / tp / device.flops
-    all_reduces = (2 * shape.num_layers + 1) * all_reduce_seconds if tp > 1 else 0.0
-    return max(read / device.bytes_per_second, compute) + all_reduces
 
 
 def _undivided(shape: ModelShape, size: int) -> list[str]:

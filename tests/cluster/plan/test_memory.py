@@ -1,37 +1,24 @@
-"""The plan against the published tables of DeepSeek-R1-Distill-Qwen-32B."""
+"""Bytes and refusals against the published figures of DeepSeek-R1-Distill-Qwen-32B."""
 
 import pytest
 
-from cluster.plan import (
+from cluster.plan.memory import (
     GIB,
-    Device,
     ModelShape,
     Precision,
     check_tensor_parallel_size,
-    decode_seconds,
     fit_max_model_len,
     kv_bytes_per_token,
     kv_room,
-    kv_tokens,
     longest_sequence,
     num_kv_blocks,
     tensor_parallel_sizes,
     weight_bytes,
 )
+from cluster.plan.models import MODELS
 
-R1_32B = ModelShape(
-    hidden_size=5120,
-    num_layers=64,
-    num_heads=40,
-    num_kv_heads=8,
-    head_dim=128,
-    intermediate_size=27648,
-    vocab_size=152064,
-)
+R1_32B = next(model.shape for model in MODELS if model.name == "deepseek-r1-32b")
 FP8 = Precision(linear=1)
-H100 = Device(int(79.6 * GIB), 3.35e12, 800e12)
-CARD_96 = Device(int(95.0 * GIB), 3.35e12, 800e12)
-H200 = Device(int(140.4 * GIB), 4.8e12, 800e12)
 
 
 def test_parameters_are_counted_as_the_hub_counts_them() -> None:
@@ -61,61 +48,8 @@ def test_weights_and_kv_bytes_of_the_32b(
     assert kv_bytes_per_token(R1_32B, tp, kv_bytes=1) == token_bytes // 2
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "thousands"),
-    [
-        (H100, Precision(), (40, 329, 909, 2068)),
-        (CARD_96, Precision(), (98, 446, 1141, 2532)),
-        (H200, Precision(), (269, 788, 1825, 3901)),
-        (H100, FP8, (159, 449, 1028, 2187)),
-        (H200, FP8, (388, 907, 1944, 4020)),
-    ],
-)
-def test_tokens_that_fit_the_32b(
-    device: Device, precision: Precision, thousands: tuple[int, ...]
-) -> None:
-    for tp, expected in zip((1, 2, 4, 8), thousands, strict=True):
-        assert kv_tokens(R1_32B, device, tp, precision) / 1000 == pytest.approx(expected, abs=1)
-
-
-def test_one_h100_in_bf16_cannot_hold_the_whole_context_but_two_can() -> None:
-    assert kv_tokens(R1_32B, H100, 1) < 131_072 < kv_tokens(R1_32B, H100, 2)
-
-
 def test_weights_larger_than_the_device_leave_no_room() -> None:
     assert kv_room(24 * GIB, weight_bytes(R1_32B, 1)) == 0
-
-
-@pytest.mark.parametrize(
-    ("device", "tp", "batch", "all_reduce_us", "ms"),
-    [
-        (H100, 1, 32, 0.0, 24.2),
-        (H100, 2, 32, 9.0, 13.3),
-        (H100, 8, 128, 22.0, 7.8),
-        (H200, 1, 256, 0.0, 42.0),
-        (H200, 4, 128, 19.0, 9.4),
-    ],
-)
-def test_decode_floor_of_the_32b(
-    device: Device, tp: int, batch: int, all_reduce_us: float, ms: float
-) -> None:
-    seconds = decode_seconds(
-        R1_32B, device, tp, batch=batch, context=2048, all_reduce_seconds=all_reduce_us * 1e-6
-    )
-    assert seconds * 1000 == pytest.approx(ms, abs=0.06)
-
-
-def test_all_reduces_cost_one_rank_nothing() -> None:
-    alone = decode_seconds(R1_32B, H100, 1, batch=1, context=0)
-    assert alone * 1000 == pytest.approx(19.10, abs=0.01)
-    assert decode_seconds(R1_32B, H100, 1, batch=1, context=0, all_reduce_seconds=1.0) == alone
-
-
-def test_a_large_batch_is_bound_by_arithmetic() -> None:
-    slow = Device(H100.memory_bytes, H100.bytes_per_second, 80e12)
-    assert decode_seconds(R1_32B, slow, 1, batch=256, context=0) == pytest.approx(
-        2 * 256 * 31.98e9 / 80e12, rel=1e-3
-    )
 
 
 def test_the_32b_is_split_by_1_2_4_and_8() -> None:
