@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ["-O3", "-fopenmp", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+FLAGS = [
+    "-O3",
+    "-fopenmp",
+    "-std=c++20",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-Wall",
+]
 
 
 def obstacle() -> str | None:
@@ -39,6 +47,7 @@ def build() -> Path:
     sources = sorted(str(path.relative_to(root)) for path in SOURCES.glob("*.cpp"))
     extension = tools.CppExtension("cluster.kernels._native", sources, extra_compile_args=FLAGS)
     os.chdir(root)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # ninja is here
     command = tools.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)
     distribution = Distribution({"name": "deeprequest-kernels", "ext_modules": [extension]})
     builder = command(distribution)

@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.kernels.kernels import LinearWeight
+from cluster.kernels.torch_kernels import PlainWeight
+
 
 class RowClass(NamedTuple):
     """Who multiplies when at least `first_row` rows come together."""
@@ -38,7 +41,7 @@ class PackedWeight:
         self.shape = (n, k)
         self.bias = torch.zeros(n, dtype=torch.bfloat16) if bias else None
         self._native = native
-        self._packed: Tensor = native.packed_empty(n, k)
+        self._packed: Tensor = native.empty_packed(n, k)
         self._starts = [entry.first_row for entry in classes]
         self._variants = [entry.variant for entry in classes]
 
@@ -56,8 +59,9 @@ class PackedWeight:
         variant = self._variants[bisect.bisect_right(self._starts, x.shape[0]) - 1]
         if variant == UNPACKED and not full_precision:
             return F.linear(x, self._native.unpack_linear(self._packed, *self.shape), self.bias)
+        dtype = torch.float32 if full_precision else torch.bfloat16
         product: Tensor = self._native.linear(
-            x, self._packed, self.shape[0], self.bias, full_precision, max(variant, 0)
+            x, self._packed, self.shape[0], self.bias, dtype, max(variant, 0)
         )
         return product
 
@@ -73,12 +77,15 @@ class NativeKernels:
     layout = "bf16 blocks of 16 outputs x 2 inputs"
 
     def __init__(self, native: Any, instructions: str, classes: Sequence[RowClass]) -> None:
-        """`classes`: in growing order of `first_row`, the first from row 1."""
+        """`classes`: in growing order of `first_row`, the first from row 1; empty: matrices are
+        float32, which torch multiplies."""
         self.native = native
         self._instructions = instructions
         self._classes = classes
 
-    def linear_weight(self, n: int, k: int, bias: bool = False) -> PackedWeight:
+    def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
+        if not self._classes:
+            return PlainWeight(n, k, bias, torch.device("cpu"), torch.float32)
         return PackedWeight(self.native, n, k, bias, self._classes)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -97,5 +104,7 @@ class NativeKernels:
 
     def describe(self) -> list[str]:
         lines = [f"dense layers: native (this CPU runs {self._instructions})"]
+        if not self._classes:
+            lines.append("linear: torch (float32 matrices are not packed)")
         lines += [f"linear from {c.first_row} rows: {c.label}" for c in self._classes]
         return lines

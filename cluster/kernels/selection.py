@@ -35,7 +35,8 @@ def select_kernels(device: Device, dtype: torch.dtype, config: EngineConfig) -> 
     if reason is None:
         extension, instructions = native.load()
         if extension is not None:
-            classes = _measure_classes(extension, config.deterministic)
+            narrow = dtype is torch.bfloat16
+            classes = _measure_classes(extension, config.deterministic) if narrow else []
             return NativeKernels(extension, instructions, classes)
         reason = f"the compiled kernels are {instructions}"
     if config.kernels == "native" or (config.deterministic and not device.is_cuda):
@@ -50,22 +51,22 @@ def _obstacle(device: Device, dtype: torch.dtype, config: EngineConfig) -> str |
         return "the device is a GPU"
     if config.kernels == "torch":
         return "kernels: torch"
-    if dtype is not torch.bfloat16:
-        return f"dtype is {str(dtype).removeprefix('torch.')}; set dtype: bfloat16"
+    if dtype is torch.float32 and config.deterministic:
+        return "torch's float32 products depend on the batch; set dtype: bfloat16"
     return None
 
 
 def _measure_classes(extension: Any, deterministic: bool) -> list[RowClass]:
     """The fastest variant of each class of rows; in deterministic mode one for all of them."""
     weight = torch.randn(SIZE, SIZE).to(torch.bfloat16)
-    packed = extension.packed_empty(SIZE, SIZE)
+    packed = extension.empty_packed(SIZE, SIZE)
     extension.pack_rows_(packed, weight, 0, SIZE, SIZE)
     names = extension.linear_variants()
 
     def product(variant: int, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         if variant == UNPACKED:
             return lambda: F.linear(x, extension.unpack_linear(packed, SIZE, SIZE))
-        return lambda: extension.linear(x, packed, SIZE, None, False, variant)
+        return lambda: extension.linear(x, packed, SIZE, None, x.dtype, variant)
 
     times: dict[int, dict[int, float]] = {}
     for first_row, rows in PROBES:

@@ -28,8 +28,8 @@ from rich.progress import (
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from cluster.attention.backend import AttentionBackend, allocate_kv_layer
-from cluster.attention.cpu import TorchAttention
+from cluster.attention.backend import allocate_kv_layer
+from cluster.attention.selection import select_attention
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.config import EngineConfig
 from cluster.device import Device
@@ -48,9 +48,12 @@ from cluster.plan.memory import (
     kv_bytes_per_token,
     num_kv_blocks,
 )
+from cluster.worker.draft_model import DraftLimits, DraftModel
 from cluster.worker.input_batch import InputBatch
 from cluster.worker.model_runner import ModelRunner, run_dummy
+from cluster.worker.ngram import NgramProposer
 from cluster.worker.sampler import Sampler
+from cluster.worker.speculative import Proposer, Speculator
 
 CPU_KV_SHARE, CPU_KV_BYTES = 0.25, 2 * GIB
 """Default KV cache on a CPU, all ranks together: this share of the free memory, at most this."""
@@ -106,10 +109,12 @@ class Worker:
                 _log.warning("rank %d is not pinned: too few cores", rank)
         self._dtype = self.device.dtype(config.dtype)
         kv_width = self.model_config.num_kv_heads // group.size * self.model_config.head_dim
-        self._backend = _attention_backend(config, self.device, kv_width, self._dtype)
+        self._kernels = select_kernels(self.device, self._dtype, config)
+        self._backend = select_attention(config, self.device, self._kernels, kv_width, self._dtype)
         self._num_real_tokens = _num_real_tokens(self._model_dir, self.model_config.vocab_size)
         self._weight_bytes = 0
         self._model: Decoder | None = None
+        self._small: Worker | None = None
         self._runner: ModelRunner | None = None
         self._facts: WorkerFacts | None = None
 
@@ -126,7 +131,7 @@ class Worker:
             WeightError: the checkpoint is incomplete or of another model.
         """
         device = self.device.torch_device
-        kernels = select_kernels(self.device, self._dtype, self.config)
+        kernels = self._kernels
         where = Placement(self.group, device, self._dtype, kernels, self.config.deterministic)
         longest = self.config.max_model_len or self.model_config.max_position
         model = Decoder(self.model_config, where, min(longest, self.model_config.max_position))
@@ -145,6 +150,7 @@ class Worker:
         for line in kernels.describe() if self.rank == 0 else ():
             _log.info("%s", line)
         self._model = model.eval()
+        self._small = self._load_small()
 
     def _fill(self, model: Decoder, layout: str) -> int:
         """Read the weights from the rank's cache, or from the checkpoint; the bytes read."""
@@ -159,6 +165,24 @@ class Worker:
         if cache is not None:
             cache.save(tensors)
         return count
+
+    def _load_small(self) -> "Worker | None":
+        """The model that proposes tokens, a worker of its own beside rank 0's."""
+        config, path = self.config, self.config.draft_model_path
+        if self.rank != 0 or config.speculation != "draft" or path is None:
+            return None
+        longest = read_model_config(Path(path)).max_position
+        settings = msgspec.structs.replace(
+            config,
+            model_path=path,
+            tensor_parallel_size=1,
+            max_model_len=min(longest, config.max_model_len or longest),
+            speculation="off",
+            pin_ranks=False,
+        )
+        small = Worker(settings, 0, TPGroup())
+        small.load()
+        return small
 
     def _weight_cache(self, layout: str) -> WeightCache | None:
         if self.config.weight_cache_dir is None or self.device.is_cuda:
@@ -214,7 +238,8 @@ class Worker:
             self.device.torch_device,
         )
         sampler = Sampler(self.group, self.model_config.vocab_size, self._num_real_tokens)
-        self._runner = ModelRunner(model, self._backend, kv_cache, batch, sampler)
+        speculator = self._speculator(num_blocks)
+        self._runner = ModelRunner(model, self._backend, kv_cache, batch, sampler, speculator)
         run_dummy(model, self._backend, kv_cache, num_tokens=2)
         self._facts = WorkerFacts(
             vocab_size=self.model_config.vocab_size,
@@ -229,6 +254,25 @@ class Worker:
             dtype=str(self._dtype).removeprefix("torch."),
             attention_backend=self._backend.name,
         )
+
+    def _speculator(self, num_blocks: int) -> Speculator | None:
+        """Rank 0's; the others take what it proposes from the next frame."""
+        config, most = self.config, self.config.num_speculative_tokens
+        if self.rank != 0 or config.speculation == "off" or not most:
+            return None
+        proposer: Proposer = NgramProposer(config.max_num_seqs, most)
+        if self._small is not None:
+            proposer = self._small.as_proposer(num_blocks, self._num_real_tokens, most)
+        return Speculator(proposer, config.max_num_seqs, most)
+
+    def as_proposer(self, num_blocks: int, num_target_tokens: int, max_draft: int) -> DraftModel:
+        """This model, loaded, as one that proposes tokens to another with as many KV blocks."""
+        self.init_kv_cache(num_blocks)
+        assert self._runner is not None
+        limits = DraftLimits(
+            self.facts.max_model_len, num_blocks, self.config.block_size, num_target_tokens
+        )
+        return DraftModel(self._runner.execute, limits, max_draft)
 
     @torch.inference_mode()
     def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput | None:
@@ -274,22 +318,6 @@ class Worker:
         peak = self.device.peak_above_now()
         total, free = self.device.total_memory(), self.device.free_memory()
         return int(total * self.config.gpu_memory_utilization) - (total - free) - peak
-
-
-def _attention_backend(
-    config: EngineConfig, device: Device, kv_width: int, dtype: torch.dtype
-) -> AttentionBackend:
-    """The backend of the config's name.
-
-    Raises:
-        ValueError: it does not exist for this device.
-    """
-    if config.attention_backend in ("auto", "cpu"):
-        return TorchAttention(config.block_size, kv_width, dtype)
-    raise ValueError(
-        f"attention_backend {config.attention_backend!r} is not available on {device.name}: "
-        "use 'auto'"
-    )
 
 
 def _num_real_tokens(model_dir: Path, vocab_size: int) -> int:

@@ -197,7 +197,7 @@ class PagedAttention {
     const int64_t* positions = data<int64_t>(positions_);
     const int64_t* slots = data<int64_t>(slots_);
     const int64_t half = rope.head_dim / 2, width = rope.num_kv_heads * rope.head_dim;
-    in_two_passes(
+    in_order(
         kernel, call,
         [&](int64_t token) {
           rope_and_store_token(data<T>(qkv) + token * call.query_stride,
@@ -208,7 +208,7 @@ class PagedAttention {
 
   // store(token) for every token, then every piece, then every merge, over the same threads.
   template <class Store>
-  void in_two_passes(const AttentionKernel& kernel, const AttentionCall& call, Store store) {
+  void in_order(const AttentionKernel& kernel, const AttentionCall& call, Store store) {
     const int64_t tokens = positions_.size(0);
     const int64_t pieces = static_cast<int64_t>(schedule_.pieces.size());
     const int64_t words =
@@ -219,8 +219,13 @@ class PagedAttention {
 #pragma omp for schedule(static)
       for (int64_t token = 0; token < tokens; ++token) store(token);
       float* scratch = scratch_memory.take(words);
-      for (int64_t piece = next++; piece < pieces; piece = next++)
-        kernel.run(call, schedule_.pieces[piece], scratch);
+      bool warm = false;
+      for (int64_t piece = next++; piece < pieces; warm = true) {
+        const int64_t following = next++;
+        kernel.run(call, schedule_.pieces[piece],
+                   following < pieces ? &schedule_.pieces[following] : nullptr, warm, scratch);
+        piece = following;
+      }
 #pragma omp barrier
       merge(kernel, call, scratch);
     }

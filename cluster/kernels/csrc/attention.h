@@ -49,7 +49,9 @@ struct AttentionKernel {
   const char* name;
   // Floats of scratch per thread for pieces of up to `rows` rows of each of `heads` kv heads.
   int64_t (*scratch)(int64_t rows, int64_t heads, int64_t head_dim);
-  void (*run)(const AttentionCall& call, const AttentionPiece& piece, float* scratch);
+  // `following` (or null) is what the thread runs next, `warm` whether it was `following` before.
+  void (*run)(const AttentionCall& call, const AttentionPiece& piece,
+              const AttentionPiece* following, bool warm, float* scratch);
   // Merges the partials of one row's tiles in order and writes the row.
   void (*merge)(const AttentionCall& call, const float* partials, int64_t tile_stride,
                 int64_t tiles, int64_t query, int64_t head, float* scratch);

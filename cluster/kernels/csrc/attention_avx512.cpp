@@ -21,6 +21,15 @@ struct FloatMath {
     return load_words(key, lanes);
   }
 
+  // NV * 16 columns of one key; past `columns` there is nothing to load.
+  template <int NV>
+  static void load_columns(const T* key, const T*, int64_t columns, __m512* words) {
+    for (int v = 0; v < NV; ++v) words[v] = load(key + 16 * v, first_lanes(columns - 16 * v));
+  }
+
+  template <int NV>
+  static void order_columns(int64_t, __m512*) {}
+
   static void store_weights(float* weights, int64_t key, __m512 low, __m512 high) {
     _mm512_store_ps(weights + key, low);
     _mm512_store_ps(weights + key + 16, high);

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "attention.h"
+#include "attention_ahead.h"
 #include "vector_avx512.h"
 
 namespace deeprequest {
@@ -37,28 +37,10 @@ inline void transpose(__m512i rows[16]) {
   }
 }
 
-// Where the keys of a tile lie, in rows of the cache; places past the last visible key repeat it,
-// so that nothing outside the request is ever read.
-inline void tile_slots(const AttentionPiece& piece, int64_t first, int64_t count,
-                       int64_t slots[TILE_KEYS]) {
-  const int64_t size = int64_t{1} << piece.block_shift;
-  int64_t key = 0;
-  while (key < count) {
-    const int64_t position = first + key;
-    const int64_t offset = position & (size - 1);
-    const int64_t slot = (int64_t{piece.blocks[position >> piece.block_shift]} << piece.block_shift);
-    const int64_t stop = std::min(count, key + size - offset);
-    for (int64_t at = slot + offset; key < stop; ++key, ++at) slots[key] = at;
-  }
-  const int64_t last = slots[count - 1];
-  const int64_t end = (count + 31) / 32 * 32;
-  for (; key < end; ++key) slots[key] = last;
-}
-
 // 16 keys at a time: a vector of one word of 16 keys for every word of the head.
 template <class Math>
 inline void pack_keys(const typename Math::Element* keys, const int64_t* slots, int64_t slot_stride,
-                      int64_t count, int64_t head_dim, float* packed) {
+                      int64_t count, int64_t head_dim, float* packed, Ahead& ahead) {
   const int64_t steps = head_dim / Math::PER;
   for (int64_t key = 0; key < count; key += 16) {
     float* panel = packed + key / PANEL_KEYS * PANEL_KEYS * steps + key % PANEL_KEYS;
@@ -69,6 +51,7 @@ inline void pack_keys(const typename Math::Element* keys, const int64_t* slots, 
         rows[i] = Math::load_words(keys + slots[key + i] * slot_stride + step * Math::PER,
                                    first_lanes(words));
       transpose(rows);
+      for (int i = 0; i < 4; ++i) ahead.step();
       for (int64_t word = 0; word < words; ++word)
         _mm512_store_si512(panel + (step + word) * PANEL_KEYS, rows[word]);
     }
@@ -77,7 +60,8 @@ inline void pack_keys(const typename Math::Element* keys, const int64_t* slots, 
 
 template <class Math>
 inline void pack_values(const typename Math::Element* values, const int64_t* slots,
-                        int64_t slot_stride, int64_t count, int64_t head_dim, float* packed) {
+                        int64_t slot_stride, int64_t count, int64_t head_dim, float* packed,
+                        Ahead& ahead) {
   const int64_t columns = (head_dim + 15) / 16 * 16;
   const int64_t end = (count + 31) / 32 * 32;
   for (int64_t key = 0; key < end; key += Math::PER) {
@@ -88,6 +72,7 @@ inline void pack_values(const typename Math::Element* values, const int64_t* slo
       _mm512_store_si512(packed + column,
                          Math::load_key_words(first + column, second + column, lanes));
     }
+    ahead.step();
     packed += columns;
   }
 }

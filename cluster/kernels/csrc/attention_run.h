@@ -1,10 +1,9 @@
 // One piece of attention from start to end: tile after tile, kv head after kv head.
 //
-// Included only by files that have chosen their target by pragma; `ATTENTION_KERNEL` makes the
-// entry of a `Math`.
+// Included only by files that have chosen their target by pragma.
 #pragma once
 
-#include "attention_tile.h"
+#include "attention_direct.h"
 
 namespace deeprequest {
 namespace {
@@ -15,12 +14,12 @@ struct Scratch {
   float* values;
   float* queries;   // [kv head][row][H]
   float* totals;    // [kv head][row] partials
-  float* partials;  // [ROWS] partials
+  float* partials;  // [DIRECT_ROWS] partials
 
   static int64_t words(int64_t rows, int64_t heads, int64_t head_dim) {
     const int64_t columns = (head_dim + 15) / 16 * 16;
     return 2 * TILE_KEYS * columns + rows * heads * (columns + partial_stride(head_dim)) +
-           ROWS * partial_stride(head_dim);
+           DIRECT_ROWS * partial_stride(head_dim);
   }
 
   Scratch(float* memory, int64_t rows, int64_t heads, int64_t head_dim) {
@@ -41,29 +40,34 @@ class PieceRun {
   PieceRun(const AttentionCall& call, const AttentionPiece& piece, float* memory)
       : call_(call),
         piece_(piece),
+        heads_(piece.last_kv_head - piece.first_kv_head),
         rows_(piece.num_queries * call.group),
         steps_(call.head_dim / Math::PER),
         columns_((call.head_dim + 15) / 16 * 16),
         stride_(partial_stride(call.head_dim)),
-        scratch_(memory, rows_, piece.last_kv_head - piece.first_kv_head, call.head_dim) {}
+        scratch_(memory, rows_, heads_, call.head_dim) {}
 
-  void run() {
+  // `following`: the thread's next piece; `warm`: this one was read ahead by the one before.
+  void run(const AttentionPiece* following, bool warm) {
+    int64_t slots[2][TILE_KEYS];
+    int64_t count = tile_slots(piece_, piece_.first_tile, slots[0]);
+    if (!warm) Ahead(call_, piece_, sizeof(Element), slots[0], count, 0).step();
     pack_queries();
-    int64_t slots[TILE_KEYS];
-    const int64_t width = call_.num_kv_heads * call_.head_dim;
     for (int64_t tile = piece_.first_tile; tile < piece_.last_tile; ++tile) {
-      const int64_t first = tile * TILE_KEYS;
-      const int64_t end = piece_.first_position + piece_.num_queries;
-      const int64_t count = std::min(TILE_KEYS, end - first);
-      tile_slots(piece_, first, count, slots);
-      for (int64_t head = piece_.first_kv_head; head < piece_.last_kv_head; ++head) {
-        const int64_t offset = head * call_.head_dim;
-        pack_keys<Math>(static_cast<const Element*>(call_.keys) + offset, slots, width, count,
-                        call_.head_dim, scratch_.keys);
-        pack_values<Math>(static_cast<const Element*>(call_.values) + offset, slots, width, count,
-                          call_.head_dim, scratch_.values);
-        attend_tile(tile, head);
+      const int64_t* here = slots[(tile - piece_.first_tile) % 2];
+      int64_t* next = slots[(tile - piece_.first_tile + 1) % 2];
+      const bool last = tile + 1 == piece_.last_tile;
+      const AttentionPiece* ahead_piece = last ? following : &piece_;
+      const int64_t steps = ahead_steps(count);
+      Ahead ahead;
+      int64_t next_count = 0;
+      if (ahead_piece) {
+        next_count = tile_slots(*ahead_piece, last ? following->first_tile : tile + 1, next);
+        ahead = Ahead(call_, *ahead_piece, sizeof(Element), next, next_count, steps);
       }
+      for (int64_t head = piece_.first_kv_head; head < piece_.last_kv_head; ++head)
+        attend_tile(tile, head, here, count, ahead);
+      count = next_count;
     }
     if (!is_shared()) finish();
   }
@@ -101,38 +105,66 @@ class PieceRun {
     }
   }
 
-  // All rows of one kv head against the packed tile, from the first row that sees any of it.
-  void attend_tile(int64_t tile, int64_t head) {
-    const TileView view{scratch_.keys, scratch_.values, steps_, columns_, call_.scale_log2};
-    const int64_t unseen = tile * TILE_KEYS - piece_.first_position;
-    int64_t row = std::max<int64_t>(0, unseen) * call_.group;
-    while (row < rows_) {
-      const int64_t left = rows_ - row;
-      const int64_t groups = (left + ROWS - 1) / ROWS;
-      const int count = static_cast<int>((left + groups - 1) / groups);
-      attend_group(view, tile, head, row, count);
-      row += count;
+  // How often a tile of `count` keys gives the time to read ahead.
+  int64_t ahead_steps(int64_t count) const {
+    const int64_t key_blocks = (count + 15) / 16 * ((steps_ + 15) / 16);
+    return heads_ * (4 * key_blocks + (count + Math::PER - 1) / Math::PER);
+  }
+
+  // All rows of one kv head against a tile, from the first row that sees any of it.
+  void attend_tile(int64_t tile, int64_t head, const int64_t* slots, int64_t count, Ahead& ahead) {
+    const int64_t width = call_.num_kv_heads * call_.head_dim, offset = head * call_.head_dim;
+    const CacheView<Math> cached{static_cast<const Element*>(call_.keys) + offset,
+                                 static_cast<const Element*>(call_.values) + offset,
+                                 slots, width, count, call_.head_dim};
+    if (rows_ <= DIRECT_ROWS) {
+      attend_group(tile, head, first_row(tile), rows_ - first_row(tile),
+                   [&](int n, const float* const* queries, const int64_t* visible,
+                       float* const* partials) {
+                     ATTEND_CACHED<Math>[n](cached, queries, visible, call_.scale_log2, partials,
+                                            ahead);
+                   });
+      return;
+    }
+    pack_keys<Math>(cached.keys, slots, width, count, call_.head_dim, scratch_.keys, ahead);
+    pack_values<Math>(cached.values, slots, width, count, call_.head_dim, scratch_.values, ahead);
+    const TileView packed{scratch_.keys, scratch_.values, steps_, columns_, call_.scale_log2};
+    for (int64_t row = first_row(tile); row < rows_;) {
+      const int64_t groups = (rows_ - row + ROWS - 1) / ROWS;
+      const int64_t size = (rows_ - row + groups - 1) / groups;
+      attend_group(tile, head, row, size,
+                   [&](int n, const float* const* queries, const int64_t* visible,
+                       float* const* partials) {
+                     ATTEND_ROWS<Math>[n](packed, queries, visible, partials);
+                   });
+      row += size;
     }
   }
 
-  void attend_group(const TileView& view, int64_t tile, int64_t head, int64_t row, int count) {
-    const float* queries[ROWS];
-    int64_t visible[ROWS];
-    float* partials[ROWS];
-    for (int r = 0; r < count; ++r) {
+  int64_t first_row(int64_t tile) const {
+    return std::max<int64_t>(0, tile * TILE_KEYS - piece_.first_position) * call_.group;
+  }
+
+  // attend(n, queries, visible keys, partials) of rows [row, row + n), then merges what it gives.
+  template <class Attend>
+  void attend_group(int64_t tile, int64_t head, int64_t row, int64_t n, Attend attend) {
+    const float* queries[DIRECT_ROWS];
+    int64_t visible[DIRECT_ROWS];
+    float* partials[DIRECT_ROWS];
+    for (int64_t r = 0; r < n; ++r) {
       const int64_t position = piece_.first_position + (row + r) / call_.group;
       queries[r] = scratch_.queries + row_index(head, row + r) * columns_;
       visible[r] = std::min(TILE_KEYS, position + 1 - tile * TILE_KEYS);
       partials[r] = partial_place(tile, head, row + r, r);
     }
-    ATTEND_ROWS<Math>[count](view, queries, visible, partials);
+    attend(static_cast<int>(n), queries, visible, partials);
     if (is_shared() || tile == 0) return;
-    for (int r = 0; r < count; ++r)
+    for (int64_t r = 0; r < n; ++r)
       merge_partial(total(head, row + r), partials[r], columns_, false);
   }
 
   // The first tile's partial is the total's start.
-  float* partial_place(int64_t tile, int64_t head, int64_t row, int r) const {
+  float* partial_place(int64_t tile, int64_t head, int64_t row, int64_t r) const {
     if (is_shared()) return shared(tile, head, row);
     return tile == 0 ? total(head, row) : scratch_.partials + r * stride_;
   }
@@ -152,13 +184,14 @@ class PieceRun {
 
   const AttentionCall& call_;
   const AttentionPiece& piece_;
-  const int64_t rows_, steps_, columns_, stride_;
+  const int64_t heads_, rows_, steps_, columns_, stride_;
   const Scratch scratch_;
 };
 
 template <class Math>
-void run_piece(const AttentionCall& call, const AttentionPiece& piece, float* memory) {
-  PieceRun<Math>(call, piece, memory).run();
+void run_piece(const AttentionCall& call, const AttentionPiece& piece,
+               const AttentionPiece* following, bool warm, float* memory) {
+  PieceRun<Math>(call, piece, memory).run(following, warm);
 }
 
 template <class Math>

@@ -9,48 +9,43 @@
 namespace linear {
 namespace {
 
+inline __m512 even_inputs(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+}
+
+inline __m512 odd_inputs(__m512i pairs) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
 struct WideChain {
-  struct Pair {
-    float even, odd;
-  };
+  using Value = float;  // of a pair first the even inputs of all rows, then the odd ones
+  static constexpr int kValues = 2;
+
+  static inline void put(Value* out, std::int64_t count, __mmask16 rows, __m512i pair) {
+    _mm512_mask_storeu_ps(out, rows, even_inputs(pair));
+    _mm512_mask_storeu_ps(out + count, rows, odd_inputs(pair));
+  }
 
   template <int rows>
-  static inline void step(__m512 (&sum)[rows][2], const bf16* weight, const Pair* x) {
-    const __m512i odd_half = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  static inline void step(__m512 (&sum)[rows][2], const bf16* weight, const Value* x) {
     const __m512i low = _mm512_load_si512(weight);
-    const __m512i high = _mm512_load_si512(weight + kPanel);
-    const __m512 low_even = _mm512_castsi512_ps(_mm512_slli_epi32(low, 16));
-    const __m512 high_even = _mm512_castsi512_ps(_mm512_slli_epi32(high, 16));
+    const __m512i high = _mm512_load_si512(weight + 32);
+    add<rows>(sum, even_inputs(low), even_inputs(high), x);
+    add<rows>(sum, odd_inputs(low), odd_inputs(high), x + rows);
+  }
+
+ private:
+  template <int rows>
+  static inline void add(__m512 (&sum)[rows][2], __m512 low, __m512 high, const Value* x) {
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
-      const __m512 even = _mm512_set1_ps(x[r].even);
-      sum[r][0] = _mm512_fmadd_ps(low_even, even, sum[r][0]);
-      sum[r][1] = _mm512_fmadd_ps(high_even, even, sum[r][1]);
-    }
-    const __m512 low_odd = _mm512_castsi512_ps(_mm512_and_si512(low, odd_half));
-    const __m512 high_odd = _mm512_castsi512_ps(_mm512_and_si512(high, odd_half));
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; ++r) {
-      const __m512 odd = _mm512_set1_ps(x[r].odd);
-      sum[r][0] = _mm512_fmadd_ps(low_odd, odd, sum[r][0]);
-      sum[r][1] = _mm512_fmadd_ps(high_odd, odd, sum[r][1]);
+      const __m512 input = _mm512_set1_ps(x[r]);
+      sum[r][0] = _mm512_fmadd_ps(low, input, sum[r][0]);
+      sum[r][1] = _mm512_fmadd_ps(high, input, sum[r][1]);
     }
   }
 };
-
-inline float wide(bf16 bits) { return __builtin_bit_cast(float, std::uint32_t{bits} << 16); }
-
-void pack_rows(Rows x, std::int64_t rows, std::int64_t first, std::int64_t last, void* panel) {
-  auto* out = static_cast<WideChain::Pair*>(panel);
-  const std::int64_t whole = x.k / 2 < last ? x.k / 2 : last;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const bf16* row = x.data + r * x.stride;
-    for (std::int64_t p = first; p < whole; ++p) {
-      out[p * rows + r] = {wide(row[2 * p]), wide(row[2 * p + 1])};
-    }
-    if (whole < last) out[whole * rows + r] = {wide(row[x.k - 1]), 0.0f};
-  }
-}
 
 bool supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -59,8 +54,6 @@ bool supported() {
 
 }  // namespace
 
-const Kernel kAvx512 = {
-    "fp32fma", supported, sizeof(WideChain::Pair), pack_rows, accumulate<WideChain>, finish,
-};
+const Kernel kAvx512 = kernel<WideChain>("fp32fma", supported);
 
 }  // namespace linear

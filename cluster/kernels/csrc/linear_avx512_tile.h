@@ -56,10 +56,59 @@ void finish(const float* sums, std::int64_t rows, std::int64_t columns, const bf
   }
 }
 
-// Chain: a type with `Pair`, what it reads of a row, and `add(sums, weights, row)`.
+// 16 x 16 values of 32 bits, rows for columns.
+inline void transpose(__m512i (&rows)[16]) {
+  __m512i pairs[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  __m512i quads[16];  // quads[4 i + j]: column j of every quarter, rows 4 i ... 4 i + 3
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    quads[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    quads[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    quads[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    quads[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i top_even = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0x88);
+    const __m512i top_odd = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0xdd);
+    const __m512i low_even = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0x88);
+    const __m512i low_odd = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0xdd);
+    rows[j] = _mm512_shuffle_i32x4(top_even, low_even, 0x88);
+    rows[4 + j] = _mm512_shuffle_i32x4(top_odd, low_odd, 0x88);
+    rows[8 + j] = _mm512_shuffle_i32x4(top_even, low_even, 0xdd);
+    rows[12 + j] = _mm512_shuffle_i32x4(top_odd, low_odd, 0xdd);
+  }
+}
+
+// Chain: how the sums of a tile grow by one pair of inputs. It names `Value`, of which a row panel
+// has kValues for every row and pair; `put`, which writes one pair of all rows into it; and `step`.
+template <class Chain>
+void pack_rows(Rows x, std::int64_t rows, std::int64_t first, std::int64_t last, void* panel) {
+  for (std::int64_t pair = first; pair < last; pair += 16) {
+    const std::int64_t left = x.k - 2 * pair;
+    const __mmask32 inside = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+    __m512i lanes[16];
+    for (std::int64_t r = 0; r < 16; ++r) {
+      lanes[r] = r < rows ? _mm512_maskz_loadu_epi16(inside, x.data + r * x.stride + 2 * pair)
+                          : _mm512_setzero_si512();
+    }
+    transpose(lanes);
+    auto* out = static_cast<typename Chain::Value*>(panel) + pair * rows * Chain::kValues;
+    const std::int64_t count = last - pair < 16 ? last - pair : 16;
+    for (std::int64_t p = 0; p < count; ++p, out += rows * Chain::kValues) {
+      Chain::put(out, rows, first_lanes(rows), lanes[p]);
+    }
+  }
+}
+
 template <class Chain, int rows>
-void accumulate_tile(const typename Chain::Pair* x, const bf16* weight, std::int64_t pairs,
-                     float* sums, bool fresh) {
+void accumulate_tile(const typename Chain::Value* x, const bf16* weight, std::int64_t pairs,
+                     float* sums, bool fresh, Ahead ahead) {
   __m512 sum[rows][2];
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
@@ -67,9 +116,12 @@ void accumulate_tile(const typename Chain::Pair* x, const bf16* weight, std::int
     sum[r][1] = fresh ? _mm512_setzero_ps() : _mm512_load_ps(sums + r * kPanel + 16);
   }
   for (std::int64_t p = 0; p < pairs; ++p) {
+    _mm_prefetch(ahead.line, _MM_HINT_T0);
+    _mm_prefetch(ahead.line + ahead.other, _MM_HINT_T0);
     Chain::template step<rows>(sum, weight, x);
     weight += kPairElements;
-    x += rows;
+    x += rows * Chain::kValues;
+    ahead.line += ahead.step;
   }
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
@@ -80,13 +132,23 @@ void accumulate_tile(const typename Chain::Pair* x, const bf16* weight, std::int
 
 template <class Chain, int rows = kMaxTileRows>
 void accumulate(const void* row_panel, const bf16* weight, std::int64_t pairs, std::int64_t count,
-                float* sums, bool fresh) {
+                float* sums, bool fresh, Ahead ahead) {
   if (count == rows) {
-    accumulate_tile<Chain, rows>(static_cast<const typename Chain::Pair*>(row_panel), weight,
-                                 pairs, sums, fresh);
+    accumulate_tile<Chain, rows>(static_cast<const typename Chain::Value*>(row_panel), weight,
+                                 pairs, sums, fresh, ahead);
   } else if constexpr (rows > 1) {
-    accumulate<Chain, rows - 1>(row_panel, weight, pairs, count, sums, fresh);
+    accumulate<Chain, rows - 1>(row_panel, weight, pairs, count, sums, fresh, ahead);
   }
+}
+
+template <class Chain>
+constexpr Kernel kernel(const char* name, bool (*supported)()) {
+  return {name,
+          supported,
+          Chain::kValues * sizeof(typename Chain::Value),
+          pack_rows<Chain>,
+          accumulate<Chain>,
+          finish};
 }
 
 }  // namespace

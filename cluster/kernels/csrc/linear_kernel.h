@@ -44,18 +44,25 @@ struct Output {
   bool wide;  // float32 instead of bfloat16
 };
 
+// What is read from memory while a tile is computed: one or two cache lines for every pair of inputs.
+struct Ahead {
+  const char* line;
+  std::int64_t step;   // bytes from pair to pair
+  std::int64_t other;  // bytes to a second line; 0: there is none
+};
+
 // The functions of one instruction set. `rows` is 1 ... kMaxTileRows.
 struct Kernel {
   const char* name;
   bool (*supported)();
   std::size_t pair_bytes;  // what one row's pair of inputs takes in a row panel
 
-  // Row panel [pairs][rows] of `rows` rows; writes the pairs first ... last - 1 of it.
+  // Pairs first ... last - 1 of the row panel [pairs][rows] of `rows` rows.
   void (*pack_rows)(Rows x, std::int64_t rows, std::int64_t first, std::int64_t last, void* panel);
 
   // sums [rows][32] += row panel x weight panel over `pairs` pairs; `fresh`: the sums start at zero.
   void (*accumulate)(const void* row_panel, const bf16* weight, std::int64_t pairs,
-                     std::int64_t rows, float* sums, bool fresh);
+                     std::int64_t rows, float* sums, bool fresh, Ahead ahead);
 
   // out[r][0 ... columns) = sums[r] + bias, rounded once.
   void (*finish)(const float* sums, std::int64_t rows, std::int64_t columns, const bf16* bias,

@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 
@@ -17,7 +18,9 @@ namespace {
 
 constexpr std::int64_t kBlockRows = 32 * kMaxTileRows;  // rows packed at a time
 constexpr std::int64_t kSlicePairs = 1024;              // 128 KiB of a weight panel
+constexpr std::int64_t kStreamedPairs = 256;            // 32 KiB, when one tile passes over it
 constexpr std::int64_t kTasksPerThread = 4;
+constexpr std::int64_t kLine = 64;                      // bytes of a cache line
 constexpr std::int64_t kSerialWork = 1 << 15;           // products below which threads cost more
 
 // Rows in tiles of nearly equal height.
@@ -27,6 +30,10 @@ struct Tiling {
   explicit Tiling(std::int64_t rows)
       : rows(rows), tiles((rows + kMaxTileRows - 1) / kMaxTileRows) {}
   std::int64_t begin(std::int64_t tile) const { return rows * tile / tiles; }
+};
+
+struct Tiles {
+  std::int64_t begin, end;
 };
 
 struct Free {
@@ -56,8 +63,6 @@ class Block {
                   : std::min(tiling_.tiles, kTasksPerThread * threads / panels_ + 1);
   }
 
-  std::int64_t tasks() const { return panels_ * groups_; }
-
   // Share `part` of `parts` of the packing: the same pairs of every row.
   void pack(int part, int parts) const {
     const std::int64_t first = pairs_ * part / parts, last = pairs_ * (part + 1) / parts;
@@ -68,29 +73,55 @@ class Block {
     }
   }
 
-  void compute(std::int64_t task) const {
-    const std::int64_t panel = task / groups_, group = task % groups_;
-    const std::int64_t first = tiling_.tiles * group / groups_;
-    const std::int64_t last = tiling_.tiles * (group + 1) / groups_;
-    alignas(64) float sums[kBlockRows * kPanel];
-    const std::int64_t slice = last - first > 1 ? kSlicePairs : pairs_;
-    for (std::int64_t pair = 0; pair < pairs_; pair += slice) {
-      accumulate(panel, first, last, pair, std::min(slice, pairs_ - pair), sums);
+  // Takes tasks until none is left; the next one is known early, so that its weights are fetched.
+  void work() {
+    std::int64_t task = next_++;
+    while (task < panels_ * groups_) {
+      const std::int64_t next = next_++;
+      compute(task, next < panels_ * groups_ ? next : task);
+      task = next;
     }
-    finish(panel, tiling_.begin(first), tiling_.begin(last), sums);
   }
 
  private:
+  void compute(std::int64_t task, std::int64_t next) const {
+    const std::int64_t panel = task / groups_, group = task % groups_;
+    const Tiles tiles{tiling_.tiles * group / groups_, tiling_.tiles * (group + 1) / groups_};
+    alignas(64) float sums[kBlockRows * kPanel];
+    const std::int64_t longest = tiles.end - tiles.begin > 1 ? kSlicePairs : kStreamedPairs;
+    const std::int64_t slices = (pairs_ + longest - 1) / longest;
+    for (std::int64_t slice = 0; slice < slices; ++slice) {
+      const std::int64_t pair = pairs_ * slice / slices, end = pairs_ * (slice + 1) / slices;
+      const bf16* after = slice + 1 < slices ? weights(panel, end) : weights(next / groups_, 0);
+      accumulate(tiles, weights(panel, pair), pair, end - pair, sums, after);
+    }
+    finish(panel, tiling_.begin(tiles.begin), tiling_.begin(tiles.end), sums);
+  }
+
+  const bf16* weights(std::int64_t panel, std::int64_t pair) const {
+    return call_.packed + (panel * pairs_ + pair) * kPairElements;
+  }
+
   char* row_panel(std::int64_t row) const { return memory_ + row * pairs_ * kernel_.pair_bytes; }
 
-  void accumulate(std::int64_t panel, std::int64_t first, std::int64_t last, std::int64_t pair,
-                  std::int64_t pairs, float* sums) const {
-    const bf16* weight = call_.packed + (panel * pairs_ + pair) * kPairElements;
-    for (std::int64_t tile = first; tile < last; ++tile) {
+  void accumulate(Tiles tiles, const bf16* weight, std::int64_t pair, std::int64_t pairs,
+                  float* sums, const bf16* after) const {
+    const std::int64_t top = tiling_.begin(tiles.begin);
+    for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
       const std::int64_t row = tiling_.begin(tile), rows = tiling_.begin(tile + 1) - row;
       kernel_.accumulate(row_panel(row) + pair * rows * kernel_.pair_bytes, weight, pairs, rows,
-                         sums + (row - tiling_.begin(first)) * kPanel, pair == 0);
+                         sums + (row - top) * kPanel, pair == 0,
+                         ahead(tile - tiles.begin, tiles.end - tiles.begin, weight, pairs, after));
     }
+  }
+
+  // A tile alone fetches all that comes after, the first two of many half of it each.
+  static Ahead ahead(std::int64_t tile, std::int64_t tiles, const bf16* weight,
+                     std::int64_t pairs, const bf16* after) {
+    const auto* next = reinterpret_cast<const char*>(after);
+    if (tiles == 1) return {next, 2 * kLine, kLine};
+    if (tile < 2) return {next + tile * pairs * kLine, kLine, 0};
+    return {reinterpret_cast<const char*>(weight), 0, 0};
   }
 
   void finish(std::int64_t panel, std::int64_t row, std::int64_t end, const float* sums) const {
@@ -107,16 +138,16 @@ class Block {
   Tiling tiling_;
   std::int64_t pairs_, panels_, groups_;
   char* memory_;
+  alignas(kLine) std::atomic<std::int64_t> next_{0};
 };
 
 void run_block(const Kernel& kernel, const Call& call, int threads) {
-  const Block block(kernel, call, threads);
+  Block block(kernel, call, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     block.pack(omp_get_thread_num(), omp_get_num_threads());
 #pragma omp barrier
-#pragma omp for schedule(dynamic) nowait
-    for (std::int64_t task = 0; task < block.tasks(); ++task) block.compute(task);
+    block.work();
   }
 }
 

@@ -16,8 +16,10 @@ namespace {
 
 using bf16_t = uint16_t;
 
+// The first `count` lanes: none below 1, all from 16 on.
 inline __mmask16 first_lanes(int64_t count) {
-  return count >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);
+  if (count >= 16) return 0xffff;
+  return static_cast<__mmask16>(count > 0 ? (1u << count) - 1 : 0);
 }
 
 inline __m512 widen(__m256i halves) {
