@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from cluster.request import RequestOutput
 
-MAX_PENDING = 256
+MAX_PENDING = 1024
 """Deltas that wait for their reader before they are made one."""
 
 
