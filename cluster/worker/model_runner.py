@@ -1,17 +1,23 @@
-"""ModelRunner: one frame in, one drawn token per sampling row out.
+"""ModelRunner: one frame in, the drawn tokens of every sampling row out.
 
-Owns the step: batch -> model -> head on the last hidden rows -> sampler. Knows no sockets and no
-scheduler.
+Owns the step: batch -> model -> head on the rows that are drawn from -> sampler -> which drafts
+stand; and on rank 0 what to draft next. Knows no sockets and no scheduler.
 """
 
+import time
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from cluster.attention.backend import AttentionBackend, AttentionMetadata
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.model.decoder import Decoder
-from cluster.worker.input_batch import InputBatch
-from cluster.worker.sampler import Sampler
+from cluster.worker.input_batch import InputBatch, StepInputs
+from cluster.worker.rejection import accept
+from cluster.worker.sampler import Drawn, Sampler
+from cluster.worker.speculative import Speculator
 
 
 class ModelRunner:
@@ -24,42 +30,92 @@ class ModelRunner:
         kv_cache: list[Tensor],
         batch: InputBatch,
         sampler: Sampler,
+        speculator: Speculator | None = None,
     ) -> None:
+        """`speculator`: on rank 0, if tokens are to be proposed ahead."""
         self._model = model
         self._backend = backend
         self._kv_cache = kv_cache
         self._batch = batch
         self._sampler = sampler
+        self._speculator = speculator
 
     def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput:
-        """Compute one step; the same answer on every rank.
+        """Compute one step; the same answer on every rank, but for the proposals.
 
         Raises:
             FrameError: the frame contradicts the mirrored batch.
         """
+        started = time.perf_counter()
         self._batch.apply(frame)
+        if self._speculator is not None:
+            self._speculator.apply(frame)
         output = ModelRunnerOutput(frame.step, [], [])
         if not frame.scheduled:
             return output
         inputs = self._batch.prepare(frame.scheduled)
         plan = self._backend.plan(inputs.metadata)
         hidden = self._model(inputs.token_ids, self._kv_cache, plan)
-        if not inputs.sample_rows:
-            return output
-        logits = self._model.compute_logits(hidden[inputs.sample_index])
-        token_ids, healthy, _ = self._sampler.sample(logits, inputs.sampling)
-        answers = zip(inputs.sample_rows, token_ids.tolist(), healthy.tolist(), strict=True)
-        for row, token_id, good in answers:
-            if good:
-                output.rows.append(row)
-                output.token_ids.append(token_id)
-            else:
-                output.failed_rows.append(row)
-                self._scrub(row)
+        self._fail_chunks(hidden, inputs, output)
+        if inputs.sample_rows:
+            logits = self._model.compute_logits(hidden[inputs.sample_index])
+            self._draw(logits, inputs, output)
+        if self._speculator is not None:
+            seconds = time.perf_counter() - started
+            self._propose(self._speculator, inputs, output, seconds)
         return output
 
+    def _fail_chunks(self, hidden: Tensor, inputs: StepInputs, output: ModelRunnerOutput) -> None:
+        """Rows that only computed, and computed nonsense: it reaches their last token, if any."""
+        if not inputs.chunk_rows:
+            return
+        finite = hidden[inputs.chunk_index].isfinite().all(-1).tolist()
+        broken = [row for row, good in zip(inputs.chunk_rows, finite, strict=True) if not good]
+        self._fail(broken, output)
+
+    def _draw(self, logits: Tensor, inputs: StepInputs, output: ModelRunnerOutput) -> None:
+        rows, drafts = inputs.sample_rows, inputs.drafts
+        drawn = self._sampler.sample(logits, inputs.sampling)
+        healthy = drawn.healthy.tolist()
+        given = accept(drafts, drawn.token_ids.tolist(), healthy)
+        self._batch.record(rows, given)
+        first = 0
+        for row, tokens, draft in zip(rows, given, drafts, strict=True):
+            if tokens:
+                output.rows.append(row)
+                output.token_ids.append(tokens)
+                if drawn.logprobs is not None:
+                    told = drawn.logprobs[first : first + len(tokens)]
+                    output.logprobs.append([one for one in told if one is not None] or None)
+            first += 1 + len(draft)
+        if not drawn.healthy.all():
+            broken = [row for row, tokens in zip(rows, given, strict=True) if not tokens]
+            self._fail(broken, output)
+            self._scrub_drafts(inputs, drawn)
+
+    def _fail(self, rows: Sequence[int], output: ModelRunnerOutput) -> None:
+        for row in rows:
+            output.failed_rows.append(row)
+            self._scrub(row)
+
+    def _scrub_drafts(self, inputs: StepInputs, drawn: Drawn) -> None:
+        """Rows of which only a draft broke go on, but nothing of it may stay in their blocks."""
+        counts = np.array([1 + len(draft) for draft in inputs.drafts])
+        owners = np.repeat(np.array(inputs.sample_rows), counts)
+        for row in set(owners[~drawn.healthy].tolist()):
+            self._scrub(row)
+
+    def _propose(
+        self, speculator: Speculator, inputs: StepInputs, output: ModelRunnerOutput, seconds: float
+    ) -> None:
+        num_positions = len(inputs.token_ids)
+        decode = num_positions == len(inputs.sample_index)
+        speculator.cost.observe(num_positions, seconds, decode=decode)
+        if output.rows:
+            output.draft_token_ids = speculator.propose(output.rows, output.token_ids)
+
     def _scrub(self, row: int) -> None:
-        """Make a failed row's blocks finite: masked slots are multiplied too (0 * nan = nan)."""
+        """Make a row's blocks finite: masked slots are multiplied too (0 * nan = nan)."""
         blocks = self._batch.blocks(row)
         for kv_layer in self._kv_cache:
             kv_layer[:, blocks] = kv_layer[:, blocks].nan_to_num(0.0, 0.0, 0.0)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from cluster.batch import StartedRow
 from cluster.worker.speculative import Forecast
 
 LONGEST_MATCH = 8
@@ -33,15 +34,15 @@ _SHIFT = 9
 class NgramProposer:
     """One history per row; microseconds per row and step."""
 
+    follows_unasked = True
+
     def __init__(self, num_rows: int, max_draft: int) -> None:
         self._rows: list[_History | None] = [None] * num_rows
         self._max_draft = max_draft
 
-    follows_unasked = True
-
-    def start(self, row: int, token_ids: Sequence[int], prediction: Sequence[int]) -> None:
-        """A request enters a row with all its known tokens."""
-        self._rows[row] = _History(token_ids, prediction)
+    def start(self, started: StartedRow) -> None:
+        """A request enters a row with all its known tokens, and perhaps a prediction."""
+        self._rows[started.row] = _History(started.token_ids, started.prediction_token_ids)
 
     def release(self, row: int) -> None:
         self._rows[row] = None

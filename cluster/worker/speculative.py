@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cluster.batch import SchedulerOutput
+from cluster.batch import SchedulerOutput, StartedRow
 from cluster.worker.step_cost import StepCost
 
 _GAIN = 1.03
@@ -57,8 +57,8 @@ class Proposer(Protocol):
     def follows_unasked(self) -> bool:
         """Whether its forecasts count hits and misses of tokens that were not drafted too."""
 
-    def start(self, row: int, token_ids: Sequence[int], prediction: Sequence[int], /) -> None:
-        """A request enters a row: all its known tokens, and what its output may repeat."""
+    def start(self, started: StartedRow, /) -> None:
+        """A request enters a row, with all its known tokens."""
 
     def release(self, row: int, /) -> None:
         """The row's request left."""
@@ -102,7 +102,7 @@ class Speculator:
             row = started.row
             self._hits[row] = self._seen[row] = 0.0
             self._evidence[row] = 0
-            self._proposer.start(row, started.token_ids, started.prediction_token_ids)
+            self._proposer.start(started)
 
     def propose(self, rows: Sequence[int], drawn: Sequence[Sequence[int]]) -> list[list[int]]:
         """Drafts for the next step of these rows, aligned with them; [] for none.

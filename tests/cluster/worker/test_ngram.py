@@ -3,6 +3,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.batch import StartedRow
+from cluster.request import SamplingParams
 from cluster.worker.ngram import LONGEST_MATCH, NgramProposer
 
 
@@ -10,8 +12,12 @@ def started(
     prompt: list[int], prediction: list[int] | None = None, max_draft: int = 8
 ) -> NgramProposer:
     proposer = NgramProposer(num_rows=3, max_draft=max_draft)
-    proposer.start(1, prompt, prediction or [])
+    proposer.start(row_one(prompt, prediction))
     return proposer
+
+
+def row_one(prompt: list[int], prediction: list[int] | None = None) -> StartedRow:
+    return StartedRow(1, prompt, len(prompt), [], SamplingParams(), prediction or [])
 
 
 def test_a_text_goes_on_as_it_went_on_before() -> None:
@@ -68,7 +74,7 @@ def test_a_released_row_foresees_nothing_and_a_new_request_knows_nothing_of_the_
     proposer = started([10, 11, 12, 10])
     proposer.release(1)
     assert proposer.observe(1, [11]) == (0, 0, 0, 0)
-    proposer.start(1, [10], [])
+    proposer.start(row_one([10]))
     assert proposer.observe(1, [11]).available == 0
 
 

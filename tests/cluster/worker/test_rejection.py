@@ -54,9 +54,9 @@ def test_the_given_tokens_are_those_drawn_one_at_a_time(
         return drawn
 
     drawn = [next_token(r, d[:n]) for r, d in enumerate(drafts) for n in range(len(d) + 1)]
-    for row, given in enumerate(accept(drafts, drawn, [True] * len(drawn))):
+    for row, tokens in enumerate(accept(drafts, drawn, [True] * len(drawn))):
         plain: list[int] = []
-        for _ in given:
+        for _ in tokens:
             plain.append(next_token(row, plain))
-        assert given == plain
-        assert given[:-1] == drafts[row][: len(given) - 1]
+        assert tokens == plain
+        assert tokens[:-1] == drafts[row][: len(tokens) - 1]
