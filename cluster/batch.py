@@ -33,21 +33,28 @@ class StartedRow(msgspec.Struct, array_like=True):
 
 
 class AppendedRow(msgspec.Struct, array_like=True):
-    """What a row learned since the last frame."""
+    """Blocks that a row was given since the last frame."""
 
     row: int
-    token_ids: list[int]
     block_ids: list[int]
 
 
 class ScheduledRow(msgspec.Struct, array_like=True):
-    """One row's share: compute `num_tokens` known tokens from position `num_computed`."""
+    """One row's share: compute `num_tokens` tokens from position `num_computed`.
+
+        known     [ p p p p t ]
+        drafts                [ a b ]       num_computed 4, num_tokens 3
+        draws behind        t   a b         1 + len(drafts) sampling positions
+    """
 
     row: int
     num_computed: int
     num_tokens: int
+    """Known tokens, and behind the last known one the drafts."""
     samples: bool
-    """Whether the last of these tokens is the last known one, so that a new token is drawn."""
+    """Whether the last known token is among them, so that a new token is drawn."""
+    draft_token_ids: list[int] = []
+    """Guesses that are computed as if they were known; only where `samples`."""
 
 
 class SchedulerOutput(msgspec.Struct, array_like=True):

@@ -82,6 +82,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 raise ValueError(f"{name} is out of bounds")
 
 
+class NextTurn(msgspec.Struct, frozen=True, array_like=True):
+    """How the next prompt of a conversation will show this request: its prompt's beginning, the
+    answer without the thoughts before it, and an end marker. The cache may be made ready for it.
+    """
+
+    num_kept_tokens: int
+    """Prompt tokens before what opens this turn's thoughts."""
+    answer_follows: int
+    """The token behind whose last occurrence in the output the answer begins."""
+    end_token_id: int
+    dropped_token_ids: list[int] = []
+    """Tokens that the next prompt leaves out where they begin the answer."""
+
+
 class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     """One request as it travels to the engine core: exact token ids, no text."""
 
@@ -93,6 +107,8 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     prediction_token_ids: list[int] = []
     """What the output is likely to repeat: tokens for the proposer to draw on, and to be counted
     against the output. They never change what is generated."""
+    next_turn: NextTurn | None = None
+    """None: nothing is known of a next turn."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -23,10 +23,13 @@ blocks get a digest, so a shared block is never written again.
 """
 
 import hashlib
-import struct
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+_STRIDE = 32
+"""Blocks that are hashed at once: a prompt nobody knows is hashed as it is computed, not before."""
 
 
 @dataclass(slots=True, eq=False)
@@ -162,7 +165,6 @@ class KVCacheManager:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(num_blocks)
-        self._pack = struct.Struct(f"<{block_size}q").pack
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that this many tokens fill, the last one perhaps in part."""
@@ -177,6 +179,12 @@ class KVCacheManager:
         hits = self._cached_prefix(table, token_ids)
         shared = sum(block.ref_count > 0 for block in hits)
         return self.blocks_for(len(token_ids)) - shared + reserve <= self.pool.num_unused
+
+    def can_admit_without_loss(self, table: BlockTable, token_ids: Sequence[int]) -> bool:
+        """Whether blocks for all of `token_ids` can be given and no cached prefix is lost."""
+        hits = len(self._cached_prefix(table, token_ids))
+        empty = self.pool.num_unused - self.pool.num_unused_cached
+        return self.blocks_for(len(token_ids)) - hits <= empty
 
     def admit(self, table: BlockTable, token_ids: Sequence[int]) -> int:
         """Fill an empty table with blocks for all of `token_ids`; call `can_admit` before.
@@ -212,8 +220,17 @@ class KVCacheManager:
             self.pool.publish(table.blocks[index], table.digests[index])
         table.num_committed = num_full
 
-    def free(self, table: BlockTable) -> None:
-        """Give all blocks back, the last first, so that a prefix outlives what followed it."""
+    def free(self, table: BlockTable, num_useful: int | None = None) -> None:
+        """Give all blocks back, the last first, so that a prefix outlives what followed it.
+
+        Args:
+            num_useful: tokens that somebody may ask for again; blocks that hold none of them are
+                not kept for a hit. None: all.
+        """
+        if num_useful is not None:
+            for block in table.blocks[self.blocks_for(num_useful) :]:
+                if block.ref_count == 1:
+                    self.pool.forget(block)
         for block in reversed(table.blocks):
             self.pool.release(block)
         table.blocks = []
@@ -259,10 +276,11 @@ class KVCacheManager:
             return []
         # At least one token must be computed: its logits are what a request asks for.
         most = (len(token_ids) - 1) // self.block_size
-        self._extend_digests(table, token_ids, most)
-        hits = []
-        for digest in table.digests[:most]:
-            block = self.pool.find(digest)
+        hits: list[Block] = []
+        while len(hits) < most:
+            if len(hits) == len(table.digests):
+                self._extend_digests(table, token_ids, min(most, len(hits) + _STRIDE))
+            block = self.pool.find(table.digests[len(hits)])
             if block is None:
                 break
             hits.append(block)
@@ -270,10 +288,11 @@ class KVCacheManager:
 
     def _extend_digests(self, table: BlockTable, token_ids: Sequence[int], num_full: int) -> None:
         parent = table.digests[-1] if table.digests else root_digest(table.salt)
-        size = self.block_size
-        for start in range(len(table.digests) * size, num_full * size, size):
-            tokens = self._pack(*token_ids[start : start + size])
-            parent = hashlib.sha256(parent + tokens).digest()
+        size, begin = self.block_size, len(table.digests)
+        packed = array("q", token_ids[begin * size : num_full * size]).tobytes()
+        width = size * 8
+        for start in range(0, len(packed), width):
+            parent = hashlib.sha256(parent + packed[start : start + width]).digest()
             table.digests.append(parent)
 
 

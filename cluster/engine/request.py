@@ -2,13 +2,23 @@
 
 Owns its known and computed tokens, what its row was told, and the rules by which it ends. Refuses
 to know the queues, the budget and other requests.
+
+    known    [ p p p p t | . ]     `.` is pending: a frame under way draws it
+    computed [ p p p p t ]         all frames planned so far included
+    missing              | . |     what the next frame may compute: 1
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.batch import AppendedRow, ScheduledRow, StartedRow
 from cluster.engine.kv_cache import BlockTable
-from cluster.request import EngineRequest, FinishReason, RequestStatus, SamplingParams
+from cluster.request import (
+    EngineRequest,
+    FinishReason,
+    NextTurn,
+    RequestStatus,
+    SamplingParams,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -24,12 +34,17 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     row: int = -1
     num_computed: int = 0
-    """Known tokens whose KV lies in the table's blocks."""
-    num_told_tokens: int = 0
+    """Tokens whose KV lies in the table's blocks, or will when the frames under way are done."""
+    num_pending: int = 0
+    """Frames under way that draw a token of this request, at least one each."""
+    proposed: list[int] = field(default_factory=list)
+    """What a proposer would compute ahead, behind the last known token."""
     num_told_blocks: int = 0
     """What the frames since the row was given have told the workers."""
     num_cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache at first admission; None before it."""
+    prediction_token_ids: list[int] = field(default_factory=list)
+    next_turn: NextTurn | None = None
 
     @classmethod
     def of(cls, asked: EngineRequest) -> "Request":
@@ -39,6 +54,8 @@ class Request:
             num_prompt_tokens=len(asked.prompt_token_ids),
             params=asked.params,
             table=BlockTable(salt=asked.cache_salt),
+            prediction_token_ids=asked.prediction_token_ids,
+            next_turn=asked.next_turn,
         )
 
     @property
@@ -47,12 +64,18 @@ class Request:
 
     @property
     def num_missing(self) -> int:
-        """Known tokens still to be computed."""
-        return len(self.token_ids) - self.num_computed
+        """Tokens still to be computed, pending ones included."""
+        return len(self.token_ids) + self.num_pending - self.num_computed
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be drawn, at least those that no frame under way draws."""
+        return (
+            self.params.max_tokens + self.num_prompt_tokens - len(self.token_ids) - self.num_pending
+        )
 
     def started(self) -> StartedRow:
         """All a row must know of its new request."""
-        self.num_told_tokens = len(self.token_ids)
         self.num_told_blocks = len(self.table.blocks)
         return StartedRow(
             row=self.row,
@@ -60,21 +83,43 @@ class Request:
             num_prompt_tokens=self.num_prompt_tokens,
             block_ids=self.table.block_ids,
             params=self.params,
+            prediction_token_ids=self.prediction_token_ids,
         )
 
     def appended(self) -> AppendedRow | None:
-        """What the row was not told yet; None when it knows all."""
-        token_ids = self.token_ids[self.num_told_tokens :]
-        block_ids = [block.block_id for block in self.table.blocks[self.num_told_blocks :]]
-        if not token_ids and not block_ids:
+        """The blocks that the row was not told yet; None when it knows all."""
+        blocks = self.table.blocks
+        if len(blocks) == self.num_told_blocks:
             return None
-        self.num_told_tokens += len(token_ids)
-        self.num_told_blocks += len(block_ids)
-        return AppendedRow(self.row, token_ids, block_ids)
+        block_ids = [block.block_id for block in blocks[self.num_told_blocks :]]
+        self.num_told_blocks = len(blocks)
+        return AppendedRow(self.row, block_ids)
 
-    def scheduled(self, num_tokens: int) -> ScheduledRow:
-        samples = num_tokens == self.num_missing
-        return ScheduledRow(self.row, self.num_computed, num_tokens, samples)
+    def share(self, num_tokens: int, drafts: list[int] | None = None) -> ScheduledRow:
+        """Plan to compute the next `num_tokens` and, behind the last known one, the drafts."""
+        start, samples = self.num_computed, num_tokens == self.num_missing
+        self.num_pending += samples
+        if not drafts:
+            self.num_computed += num_tokens
+            return ScheduledRow(self.row, start, num_tokens, samples)
+        num_tokens += len(drafts)
+        self.num_computed += num_tokens
+        return ScheduledRow(self.row, start, num_tokens, samples, drafts)
+
+    def take(
+        self, token_ids: list[int], eos_token_ids: frozenset[int]
+    ) -> tuple[int, FinishReason | None, int | None]:
+        """Append what was drawn, up to the token that ends the output.
+
+        Returns:
+            how many were appended, why the output ends with the last of them, and the stop token.
+        """
+        for count, token_id in enumerate(token_ids, 1):
+            self.token_ids.append(token_id)
+            reason, stop_reason = self.end(eos_token_ids)
+            if reason is not None:
+                return count, reason, stop_reason
+        return len(token_ids), None, None
 
     def end(self, eos_token_ids: frozenset[int]) -> tuple[FinishReason | None, int | None]:
         """Why the last known token ends the output, and which stop token it is.

@@ -1,7 +1,7 @@
 """Scheduler: who computes how many tokens in this step.
 
-Owns the waiting and the running requests, the rows and the token budget. Refuses to know torch,
-text, sockets and clocks: the same calls always give the same frames.
+Owns the waiting and the running requests and the token budget. Refuses to know torch, text,
+sockets and clocks: the same calls always give the same frames.
 
 There are no phases. A request has known tokens (prompt and output) and computed ones; each step
 lets the computed catch up with the known, and the last known token draws a new one:
@@ -9,25 +9,35 @@ lets the computed catch up with the known, and the last known token draws a new 
     known      [ p p p p p p p p p p ]          next step, budget 4:  computes 4, draws nothing
     computed   [ p p p p ]                      then 2: catches up and draws token 11
     decode     known 11, computed 10            computes 1, draws token 12
+    drafts     known 11, computed 10, 3 guesses computes 4, draws 1 to 4 tokens
 
-    schedule()  1. the running go on, the oldest first; when blocks run out the youngest is
-                   preempted: it loses its blocks and waits in front, to be computed again
+    schedule()  1. the running go on, the oldest first; when blocks run out somebody is preempted:
+                   it loses its blocks and waits in front, to be computed again
                 2. the waiting are admitted in order while rows, budget and blocks last
+                3. when nobody is here, beginnings of next turns are warmed up
     update()    appends what was drawn, publishes full blocks, ends what is over
+
+Between the two the workers compute. A second frame may be planned meanwhile (`can_plan_ahead`): a
+token that is being drawn counts as known, its value is not needed, and a request that turns out to
+have ended is ignored in the second answer.
 
 Invariants: only the last of the running is not yet computed up to its last known token, so decode
 never starves; whoever was added fits the empty pool alone, so the oldest always goes on.
 """
 
-import heapq
 from collections import deque
 from dataclasses import dataclass
 
 import msgspec
 
-from cluster.batch import ModelRunnerOutput, SchedulerOutput
+from cluster.batch import ModelRunnerOutput, ScheduledRow, SchedulerOutput
+from cluster.engine.chunk_budget import ChunkBudget, StepWork
+from cluster.engine.feasible import refuse_impossible
 from cluster.engine.kv_cache import KVCacheManager
+from cluster.engine.preemption import victim
 from cluster.engine.request import Request
+from cluster.engine.rows import Rows
+from cluster.engine.warm_up import WarmUps
 from cluster.request import (
     EngineCoreOutput,
     EngineRequest,
@@ -37,7 +47,6 @@ from cluster.request import (
 )
 
 NUMERIC_ERROR = "engine_numeric_error"
-_MAX_TOKEN_ID = 2**31 - 1
 
 _FINISHED = {
     FinishReason.STOP: RequestStatus.FINISHED_STOPPED,
@@ -59,6 +68,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int
     max_model_len: int
     enable_chunked_prefill: bool = True
+    target_gap_s: float | None = None
+    """Longest time between two tokens of a running stream that chunks may cause; None: any."""
 
     def __post_init__(self) -> None:
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -86,17 +97,32 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._waiting: deque[Request] = deque()  # in order of arrival, the preempted in front
         self._running: list[Request] = []  # in order of admission
-        self._rows: list[Request | None] = [None] * config.max_num_seqs
-        self._free_rows = list(range(config.max_num_seqs))  # a heap: the lowest is given first
-        self._released: list[int] = []
+        self._rows = Rows(config.max_num_seqs)
+        self._chunks = ChunkBudget(config.target_gap_s)
+        self._warm_ups = WarmUps(kv, self._rows, config.max_num_batched_tokens)
+        self._under_way: deque[tuple[int, list[Request]]] = deque()  # (step, whose shares)
         self._step = 0
         self._paused_running = False
+        self._proposed = False
         self._counters = EngineStats(kv_total_blocks=kv.pool.num_usable, block_size=kv.block_size)
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything, if only tell the workers which rows are free again."""
-        return bool(self._requests or self._released)
+        return bool(self._requests or self._rows.any_released or self._warm_ups.has_work)
+
+    @property
+    def can_plan_ahead(self) -> bool:
+        """Whether a frame may be planned before the answer to the last one is known.
+
+        Not where that answer decides what is computed next: drafts are proposed or judged, or a
+        request might be preempted, which needs all of its tokens.
+        """
+        return (
+            bool(self._running)
+            and not self._proposed
+            and self.kv.pool.num_unused >= len(self._running)
+        )
 
     def add(self, request: EngineRequest) -> None:
         """Let a request wait for its first step.
@@ -105,7 +131,9 @@ class Scheduler:
             ValueError: it can never be computed, or its id is in use; the message names the
                 numbers and the remedy.
         """
-        self._refuse_impossible(request)
+        if request.request_id in self._requests:
+            raise ValueError(f"request id {request.request_id!r} is already in use")
+        refuse_impossible(request, self.config.max_model_len, self.kv)
         entry = Request.of(request)
         self._requests[request.request_id] = entry
         self._waiting.append(entry)
@@ -126,46 +154,60 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Plan the next step. Every frame must be executed: the workers mirror rows from frames."""
         self._step += 1
-        frame = SchedulerOutput(self._step, self._released, [], [], [])
-        self._paused_running = self._must_pause_running()
-        budget = self.config.max_num_batched_tokens
-        if not self._paused_running:
-            budget = self._continue_running(frame, budget)
-        self._admit_waiting(frame, budget)
-        self._released = []
+        frame = SchedulerOutput(self._step, [], [], [], [])
+        shares: list[Request] = []
+        if self._requests:
+            self._warm_ups.pause()
+            self._paused_running = self._must_pause_running()
+            budget = self.config.max_num_batched_tokens
+            self._chunks.begin(self._num_decoding())
+            if not self._paused_running:
+                budget = self._continue_running(frame, shares, budget)
+            self._admit_waiting(frame, shares, budget)
+        elif (job := self._warm_ups.plan(frame)) is not None:
+            shares.append(job)
+        frame.released = self._rows.take_released()
+        self._under_way.append((self._step, shares))
         return frame
 
     def update(
         self, scheduled: SchedulerOutput, computed: ModelRunnerOutput
     ) -> list[EngineCoreOutput]:
-        """Book what a step computed and drew.
+        """Book what a step computed and drew; steps in the order in which they were planned.
 
         Returns:
-            one output per request that got a token or ended.
+            one output per request that got tokens or ended.
 
         Raises:
             RuntimeError: the answer belongs to another step or lacks a row.
         """
-        drawn = dict(zip(computed.rows, computed.token_ids, strict=True))
-        sampling = {share.row for share in scheduled.scheduled if share.samples}
-        if computed.step != scheduled.step or sampling != drawn.keys() | computed.failed_rows:
-            raise RuntimeError(
-                f"the answer to step {computed.step} does not match step {scheduled.step}"
-            )
+        at = {row: index for index, row in enumerate(computed.rows)}
+        step, requests = self._under_way.popleft()
+        _check_answer(step, scheduled, computed, at)
+        self._proposed = any(computed.draft_token_ids)
         outputs = []
-        for share in scheduled.scheduled:
-            request = self._rows[share.row]
-            if request is None:
-                continue  # aborted while the step was computed
+        for share, request in zip(scheduled.scheduled, requests, strict=True):
+            request.num_pending -= share.samples
+            if request.row != share.row:
+                continue  # it ended while the step was computed
             if share.row in computed.failed_rows:
-                outputs.append(self._fail(request))
-                continue
-            request.num_computed += share.num_tokens
-            self.kv.commit(request.table, request.token_ids, request.num_computed)
-            if share.samples:
-                outputs.append(self._append(request, drawn[share.row]))
+                outputs += self._fail(request)
+            elif share.samples:
+                outputs.append(self._append(request, share, computed, at[share.row]))
+            else:
+                end = share.num_computed + share.num_tokens
+                self.kv.commit(request.table, request.token_ids, end)
+                self._warm_ups.booked(request)
         self._counters.steps += bool(scheduled.scheduled)
         return outputs
+
+    def observe(self, scheduled: SchedulerOutput, seconds: float) -> None:
+        """Learn what this frame took; the scheduler has no clock of its own."""
+        work = StepWork.of(scheduled)
+        if self._running:
+            self._chunks.observe(work, seconds)
+        elif self._warm_ups.current is not None:
+            self._warm_ups.observe(work.tokens, seconds)
 
     def stats(self) -> EngineStats:
         """The load at this moment, and what was done since the start."""
@@ -174,9 +216,7 @@ class Scheduler:
             running=len(self._running),
             waiting=len(self._waiting),
             waiting_tokens=sum(len(request.token_ids) for request in self._waiting),
-            running_tokens=sum(
-                request.params.max_tokens - request.num_output_tokens for request in self._running
-            ),
+            running_tokens=sum(request.num_left + request.num_pending for request in self._running),
             kv_free_blocks=self.kv.pool.num_unused,
             kv_cached_blocks=self.kv.pool.num_unused_cached,
         )
@@ -187,50 +227,76 @@ class Scheduler:
         Raises:
             RuntimeError: they are not.
         """
-        self.kv.check_integrity(request.table for request in self._running)
-        in_rows = {request.row: request for request in self._running}
-        free = set(self._free_rows)
-        for row, request in enumerate(self._rows):
-            if in_rows.get(row) is not request or (row in free) != (request is None):
-                raise RuntimeError(f"row {row} is not where the books say")
+        owners = list(self._running)
+        if self._warm_ups.current is not None:
+            owners.append(self._warm_ups.current)
+        self.kv.check_integrity(request.table for request in owners)
+        self._rows.check(owners)
         if len(self._requests) != len(self._running) + len(self._waiting):
             raise RuntimeError("a request is neither running nor waiting")
 
     # schedule: the running
 
-    def _continue_running(self, frame: SchedulerOutput, budget: int) -> int:
+    def _num_decoding(self) -> int:
+        """Streams that wait for their next token; only the last of the running may not be one."""
+        catching_up = bool(self._running) and self._running[-1].num_missing > 1
+        return len(self._running) - catching_up
+
+    def _continue_running(self, frame: SchedulerOutput, shares: list[Request], budget: int) -> int:
         """Returns the budget left.
 
         Whoever is preempted here is not admitted again in the same step: it needs all the blocks
-        it gave back, and an older request took of them. As it waits in front, nobody else is.
+        it gave back, and another request took of them. As it waits in front, nobody else is.
         """
         index = 0
         while index < len(self._running):
             request = self._running[index]
-            num_tokens = min(request.num_missing, budget)
-            if not self._grow(request, request.num_computed + num_tokens):
-                break
-            appended = request.appended()
-            if appended is not None:
+            num_tokens = request.num_missing
+            if request.num_pending and request.num_left <= 0:
+                index += 1
+                continue  # what is being drawn is its last token
+            if num_tokens > 1:
+                num_tokens = self._chunks.take(request.num_computed, min(num_tokens, budget))
+            if not self._grow(request, index, request.num_computed + num_tokens):
+                continue
+            drafts = self._drafts(request, index, budget) if request.proposed else None
+            if (appended := request.appended()) is not None:
                 frame.appended.append(appended)
-            frame.scheduled.append(request.scheduled(num_tokens))
-            budget -= num_tokens
+            share = request.share(num_tokens, drafts)
+            frame.scheduled.append(share)
+            shares.append(request)
+            budget -= share.num_tokens
             index += 1
         return budget
 
-    def _grow(self, request: Request, num_tokens: int) -> bool:
-        """Preempts the youngest for blocks; False when that is the request itself."""
+    def _grow(self, request: Request, index: int, num_tokens: int) -> bool:
+        """Preempts for blocks; False when it had to be the request itself, at `index`."""
         while not self.kv.grow(request.table, num_tokens):
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is request:
+            # the oldest is spared, unless it is alone
+            first = 1 if index == 0 and len(self._running) > 1 else index
+            loser = victim(self._running[first:], self.kv.block_size)
+            self._preempt(loser)
+            if loser is request:
                 return False
         return True
+
+    def _drafts(self, request: Request, index: int, budget: int) -> list[int]:
+        """What of its proposals the request may compute now: never at the cost of others."""
+        proposed, request.proposed = request.proposed, []
+        behind = len(self._running) - index - 1
+        most = min(len(proposed), budget - 1 - behind, request.num_left - 1)
+        known = request.num_computed + 1
+        if self.kv.pool.num_unused <= behind + self.kv.blocks_for(most):
+            most = min(most, len(request.table.blocks) * self.kv.block_size - known)
+        elif most > 0:
+            self.kv.grow(request.table, known + most)
+        return proposed[: max(most, 0)]
 
     def _preempt(self, request: Request) -> None:
         self._leave_running(request)
         request.status = RequestStatus.PREEMPTED
         request.num_computed = 0
+        request.proposed = []
         self._waiting.appendleft(request)
         self._counters.preemptions += 1
 
@@ -249,17 +315,24 @@ class Scheduler:
         beside = self.config.max_num_batched_tokens - len(self._running)
         return self._fits(request) and self._num_uncached(request) > beside
 
-    def _admit_waiting(self, frame: SchedulerOutput, budget: int) -> None:
+    def _admit_waiting(self, frame: SchedulerOutput, shares: list[Request], budget: int) -> None:
         chunked = self.config.enable_chunked_prefill
         while self._waiting and budget > 0 and self._fits(self._waiting[0]):
             num_tokens = self._num_uncached(self._waiting[0])
             if chunked:
-                num_tokens = min(num_tokens, budget)
+                position = len(self._waiting[0].token_ids) - num_tokens
+                num_tokens = self._chunks.take(position, min(num_tokens, budget))
             elif num_tokens > budget and frame.scheduled:
+                break
+            if not num_tokens:
                 break
             request = self._waiting.popleft()
             self._start(frame, request)
-            frame.scheduled.append(request.scheduled(num_tokens))
+            share = request.share(num_tokens)
+            frame.scheduled.append(share)
+            shares.append(request)
+            if not share.samples:
+                break  # only the last of the running may have more to catch up with
             budget -= num_tokens
 
     def _fits(self, request: Request) -> bool:
@@ -268,9 +341,7 @@ class Scheduler:
         One block stays unused for each of the running, or the newcomer would soon be preempted.
         """
         reserve = len(self._running)
-        return bool(self._free_rows) and self.kv.can_admit(
-            request.table, request.token_ids, reserve
-        )
+        return self._rows.any_free and self.kv.can_admit(request.table, request.token_ids, reserve)
 
     def _num_uncached(self, request: Request) -> int:
         cached = self.kv.num_cached_tokens(request.table, request.token_ids)
@@ -283,71 +354,84 @@ class Scheduler:
             self._counters.prompt_tokens += request.num_prompt_tokens
             self._counters.prefix_hit_tokens += request.num_computed
         request.status = RequestStatus.RUNNING
-        request.row = heapq.heappop(self._free_rows)
-        self._rows[request.row] = request
+        self._rows.enter(request)
         self._running.append(request)
         frame.started.append(request.started())
 
     # update
 
-    def _append(self, request: Request, token_id: int) -> EngineCoreOutput:
-        request.token_ids.append(token_id)
-        self._counters.generation_tokens += 1
+    def _append(
+        self, request: Request, share: ScheduledRow, computed: ModelRunnerOutput, index: int
+    ) -> EngineCoreOutput:
+        drawn, num_drafts = computed.token_ids[index], len(share.draft_token_ids)
+        num_right = share.num_tokens - num_drafts + len(drawn) - 1
+        request.num_computed -= share.num_tokens - num_right
+        count, reason, stop_reason = request.take(drawn, self.eos_token_ids)
+        end = min(share.num_computed + num_right, len(request.token_ids))
+        self.kv.commit(request.table, request.token_ids, end)
+        self._counters.generation_tokens += count
         output = EngineCoreOutput(
-            request.request_id, [token_id], num_cached_tokens=request.num_cached_tokens or 0
+            request.request_id,
+            drawn if count == len(drawn) else drawn[:count],
+            reason,
+            stop_reason,
+            request.num_cached_tokens or 0,
         )
-        output.finish_reason, output.stop_reason = request.end(self.eos_token_ids)
-        if output.finish_reason is not None:
-            self._finish(request, output.finish_reason)
+        if num_drafts:
+            output.num_drafted, output.num_accepted = num_drafts, len(drawn) - 1
+            self._counters.num_drafted += num_drafts
+            self._counters.num_accepted += len(drawn) - 1
+        if computed.logprobs and (logprobs := computed.logprobs[index]) is not None:
+            output.logprobs = logprobs[:count]
+        if reason is not None:
+            self._finish(request, reason)
+        elif computed.draft_token_ids:
+            request.proposed = computed.draft_token_ids[index]
         return output
 
-    def _fail(self, request: Request) -> EngineCoreOutput:
+    def _fail(self, request: Request) -> list[EngineCoreOutput]:
         """End a request whose numbers went wrong; nobody may hit the blocks it computed."""
+        if request is self._warm_ups.current:
+            self._warm_ups.failed(request)
+            return []
         self.kv.discard(request.table)
         self._finish(request, FinishReason.ERROR)
-        return EngineCoreOutput(
+        output = EngineCoreOutput(
             request.request_id,
             [],
             finish_reason=FinishReason.ERROR,
             num_cached_tokens=request.num_cached_tokens or 0,
             error=NUMERIC_ERROR,
         )
+        return [output]
 
     # leaving
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
-        if request.status is RequestStatus.RUNNING:
+        next_turn = request.next_turn
+        if reason in (FinishReason.STOP, FinishReason.LENGTH) and next_turn is not None:
+            self._warm_ups.offer(request, next_turn)
+            self._leave_running(request, next_turn.num_kept_tokens)
+        elif request.status is RequestStatus.RUNNING:
             self._leave_running(request)
         request.status = _FINISHED[reason]
         del self._requests[request.request_id]
 
-    def _leave_running(self, request: Request) -> None:
+    def _leave_running(self, request: Request, num_useful: int | None = None) -> None:
         self._running.remove(request)
-        self._rows[request.row] = None
-        heapq.heappush(self._free_rows, request.row)
-        self._released.append(request.row)
-        request.row = -1
-        self.kv.free(request.table)
+        self._rows.leave(request)
+        self.kv.free(request.table, num_useful)
 
-    # add
 
-    def _refuse_impossible(self, request: EngineRequest) -> None:
-        prompt, limits = request.prompt_token_ids, self.config
-        if request.request_id in self._requests:
-            raise ValueError(f"request id {request.request_id!r} is already in use")
-        if not prompt or min(prompt) < 0 or max(prompt) > _MAX_TOKEN_ID:
-            raise ValueError("the prompt must hold at least one token, and only token ids")
-        num_tokens = len(prompt) + request.params.max_tokens
-        asked = f"{len(prompt)} prompt tokens + max_tokens {request.params.max_tokens}"
-        if num_tokens > limits.max_model_len:
-            raise ValueError(
-                f"{asked} = {num_tokens} tokens, but max_model_len is {limits.max_model_len}: "
-                f"shorten the prompt, ask for fewer tokens, or raise max_model_len"
-            )
-        # The last token drawn is never computed, so it needs no place.
-        num_blocks, usable = self.kv.blocks_for(num_tokens - 1), self.kv.pool.num_usable
-        if num_blocks > usable:
-            raise ValueError(
-                f"{asked} need {num_blocks} KV blocks of {self.kv.block_size} tokens, but there "
-                f"are {usable}: shorten the prompt, ask for fewer tokens, or raise num_kv_blocks"
-            )
+def _check_answer(
+    step: int, scheduled: SchedulerOutput, computed: ModelRunnerOutput, at: dict[int, int]
+) -> None:
+    """Raises RuntimeError unless exactly the sampling rows drew or failed."""
+    sampling = {share.row for share in scheduled.scheduled if share.samples}
+    failed = set(computed.failed_rows)
+    if (
+        not step == scheduled.step == computed.step
+        or sampling - failed != at.keys()
+        or len(computed.token_ids) != len(at)
+    ):
+        raise RuntimeError(f"the answer to step {computed.step} does not match step {step}")

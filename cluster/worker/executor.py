@@ -5,17 +5,33 @@ and its answer is the answer. Knows no scheduler, no processes and no torch.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cluster.batch import ModelRunnerOutput, SchedulerOutput, encode
 from cluster.worker.channel import Channel
 
 
-class Executor(Protocol):
-    """Runs one frame on every rank."""
+class Answer(Protocol):
+    """What a submitted frame will give."""
 
-    def execute(self, scheduled: SchedulerOutput, /) -> ModelRunnerOutput:
-        """Rank 0's answer to the frame."""
+    def result(self) -> ModelRunnerOutput:
+        """Rank 0's answer; blocks until it is there."""
+
+
+class Computed(NamedTuple):
+    """An answer that is there already."""
+
+    output: ModelRunnerOutput
+
+    def result(self) -> ModelRunnerOutput:
+        return self.output
+
+
+class Executor(Protocol):
+    """Runs frames on every rank, in the order in which they are submitted."""
+
+    def submit(self, scheduled: SchedulerOutput, /) -> Answer:
+        """Let every rank compute the frame."""
 
     def close(self) -> None:
         """Let the other ranks go; they see the end of file."""
@@ -34,7 +50,7 @@ class InlineExecutor:
     def __init__(self, worker: Computes) -> None:
         self._worker = worker
 
-    def execute(self, scheduled: SchedulerOutput, /) -> ModelRunnerOutput:
+    def submit(self, scheduled: SchedulerOutput, /) -> Computed:
         return _answer(self._worker, scheduled)
 
     def close(self) -> None:
@@ -48,7 +64,7 @@ class GangExecutor:
         self._worker = worker
         self._channels = channels
 
-    def execute(self, scheduled: SchedulerOutput, /) -> ModelRunnerOutput:
+    def submit(self, scheduled: SchedulerOutput, /) -> Computed:
         """Raises ChannelClosedError when a rank is gone."""
         frame = encode(scheduled)
         for channel in self._channels:
@@ -60,8 +76,8 @@ class GangExecutor:
             channel.close()
 
 
-def _answer(worker: Computes, scheduled: SchedulerOutput) -> ModelRunnerOutput:
+def _answer(worker: Computes, scheduled: SchedulerOutput) -> Computed:
     computed = worker.execute(scheduled)
     if computed is None:
         raise RuntimeError("only rank 0 answers, and only rank 0 drives the others")
-    return computed
+    return Computed(computed)

@@ -4,11 +4,15 @@ Owns the rows: known tokens, blocks and sampling parameters of every request in 
 arrays, so that a step is prepared by a fixed number of array operations whatever its size. Knows
 no model. Refuses frames that contradict what it has seen: a rank that lost step must not guess.
 
-    token_ids    [rows, max_model_len]   num_tokens[row] of them known
+    token_ids    [rows, max_model_len]   num_tokens[row] of them known, then the drafts
     block_table  [rows, max_blocks]      num_blocks[row] of them given, the rest 0 (the dummy)
+
+A step: `apply` the frame, `prepare` its inputs, compute, draw, then `record` what was drawn.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,7 @@ from cluster.batch import AppendedRow, ScheduledRow, SchedulerOutput, StartedRow
 from cluster.worker.sampler import SamplingBatch
 
 Ints = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.int32]
 
 
 class FrameError(RuntimeError):
@@ -34,8 +39,15 @@ class StepInputs:
     """int64 [T]"""
     metadata: AttentionMetadata
     sample_index: Tensor
-    """int64 [S]: each sampling row's last token within T, in the frame's order."""
+    """int64 [S]: where within T something is drawn: at each sampling row's last known token, then
+    at each of its drafts, row after row in the frame's order."""
     sample_rows: list[int]
+    drafts: list[list[int]]
+    """Per sampling row, so that S = sum(1 + len(draft) for draft in drafts)."""
+    chunk_index: Tensor
+    """int64 [C]: the last token of every row that does not sample ..."""
+    chunk_rows: list[int]
+    """... and those rows."""
     sampling: SamplingBatch
 
 
@@ -64,6 +76,7 @@ class InputBatch:
         self._min_p = np.zeros(num_rows, np.float32)
         self._top_k = np.zeros(num_rows, np.int64)
         self._seed = np.zeros(num_rows, np.int64)
+        self._num_logprobs = np.full(num_rows, -1, np.int64)
         self._stop_ids = np.full((num_rows, max(1, len(self._eos))), -1, np.int64)
 
     def apply(self, frame: SchedulerOutput) -> None:
@@ -86,6 +99,26 @@ class InputBatch:
         blocks = self._block_table[row, : self._num_blocks[row]].astype(np.int64)
         return torch.from_numpy(blocks).to(self._device)
 
+    def tokens(self, row: int) -> Tokens:
+        """The row's known tokens; a view that the next `record` does not lengthen."""
+        return self._token_ids[row, : self._num_tokens[row]]
+
+    def record(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
+        """Append what this step drew: per row at least one token.
+
+        A row whose numbers went wrong draws nothing ([]), but may be part of a step that is
+        planned already: it gets a token 0, which nobody will see.
+        """
+        if not rows:
+            return
+        index = np.array(rows)
+        counts = np.array([len(tokens) or 1 for tokens in token_ids])
+        known = self._num_tokens[index]
+        self._check((known + counts <= self._token_ids.shape[1]).all(), index, "is too long")
+        drawn = [token for tokens in token_ids for token in tokens or (0,)]
+        self._token_ids[np.repeat(index, counts), _spans(known, counts)] = drawn
+        self._num_tokens[index] = known + counts
+
     def _start(self, started: StartedRow) -> None:
         row, tokens, blocks = started.row, started.token_ids, started.block_ids
         self._check(0 <= row < len(self._num_tokens), row, "does not exist")
@@ -104,6 +137,7 @@ class InputBatch:
         self._min_p[row] = params.min_p
         self._top_k[row] = params.top_k
         self._seed[row] = params.seed
+        self._num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
         stop = [*self._eos, *params.stop_token_ids] if params.min_tokens else []
         if len(stop) > self._stop_ids.shape[1]:
             wider = len(stop) - self._stop_ids.shape[1]
@@ -115,19 +149,12 @@ class InputBatch:
         rows = np.array([a.row for a in appended])
         self._check((rows >= 0).all() and (rows < len(self._num_tokens)).all(), rows, "unknown")
         self._check(self._num_tokens[rows].all(), rows, "was never started")
-        tokens = [token for a in appended for token in a.token_ids]
-        counts = np.array([len(a.token_ids) for a in appended])
-        starts = self._num_tokens[rows]
-        self._check((starts + counts <= self._token_ids.shape[1]).all(), rows, "is too long")
-        self._token_ids[np.repeat(rows, counts), _spans(starts, counts)] = tokens
-        self._num_tokens[rows] = starts + counts
+        counts = np.array([len(a.block_ids) for a in appended])
         blocks = [block for a in appended for block in a.block_ids]
-        if blocks:
-            counts = np.array([len(a.block_ids) for a in appended])
-            starts = self._num_blocks[rows]
-            self._check((starts + counts <= self._block_table.shape[1]).all(), rows, "overflows")
-            self._block_table[np.repeat(rows, counts), _spans(starts, counts)] = blocks
-            self._num_blocks[rows] = starts + counts
+        starts = self._num_blocks[rows]
+        self._check((starts + counts <= self._block_table.shape[1]).all(), rows, "overflows")
+        self._block_table[np.repeat(rows, counts), _spans(starts, counts)] = blocks
+        self._num_blocks[rows] = starts + counts
 
     def prepare(self, scheduled: list[ScheduledRow]) -> StepInputs:
         """The inputs of a step; `scheduled` must not be empty.
@@ -135,14 +162,14 @@ class InputBatch:
         Raises:
             FrameError: a row has fewer known tokens or blocks than the step needs.
         """
-        frame_rows = np.array([s.row for s in scheduled])
-        frame_starts = np.array([s.num_computed for s in scheduled])
-        frame_counts = np.array([s.num_tokens for s in scheduled])
-        samples = np.array([s.samples for s in scheduled])
-        self._check_step(frame_rows, frame_starts, frame_counts, samples)
+        shares = _Shares.of(scheduled)
+        drafts = [s.draft_token_ids for s in scheduled if s.draft_token_ids]
+        if drafts:
+            self._place_drafts(shares, drafts)
+        self._check_step(shares)
         # rows with one query first, and the longest first: neighbours then pad little
-        order = np.lexsort((-(frame_starts + frame_counts), frame_counts > 1))
-        rows, starts, counts = frame_rows[order], frame_starts[order], frame_counts[order]
+        order = np.lexsort((-shares.ends, shares.counts > 1))
+        rows, starts, counts = shares.rows[order], shares.starts[order], shares.counts[order]
 
         positions = _spans(starts, counts)
         token_rows = np.repeat(rows, counts)
@@ -157,7 +184,8 @@ class InputBatch:
 
         last = np.empty(len(rows), np.int64)
         last[order] = borders[1:] - 1
-        sample_rows = frame_rows[samples]
+        samples = shares.samples
+        num_drafts = shares.num_drafts[samples]
         return StepInputs(
             token_ids=self._put(self._token_ids[token_rows, positions].astype(np.int64)),
             metadata=AttentionMetadata(
@@ -170,27 +198,43 @@ class InputBatch:
                 max_k=max_k,
                 num_decode=int((counts == 1).sum()),
             ),
-            sample_index=self._put(last[samples]),
-            sample_rows=sample_rows.tolist(),
-            sampling=self._sampling(sample_rows),
+            sample_index=self._put(_spans(last[samples] - num_drafts, num_drafts + 1)),
+            sample_rows=shares.rows[samples].tolist(),
+            drafts=[s.draft_token_ids for s in scheduled if s.samples],
+            chunk_index=self._put(last[~samples]),
+            chunk_rows=shares.rows[~samples].tolist(),
+            sampling=self._sampling(shares.rows[samples], num_drafts),
         )
 
-    def _check_step(
-        self, rows: Ints, starts: Ints, counts: Ints, samples: npt.NDArray[np.bool_]
-    ) -> None:
+    def _place_drafts(self, shares: "_Shares", drafts: list[list[int]]) -> None:
+        """Behind the known tokens, where the step reads them and `record` overwrites them."""
+        rows, counts = shares.rows[shares.num_drafts > 0], shares.num_drafts[shares.num_drafts > 0]
         self._check((rows >= 0).all() and (rows < len(self._num_tokens)).all(), rows, "unknown")
-        ends, known = starts + counts, self._num_tokens[rows]
+        known = self._num_tokens[rows]
+        self._check((known + counts <= self._token_ids.shape[1]).all(), rows, "is too long")
+        tokens = [token for draft in drafts for token in draft]
+        self._token_ids[np.repeat(rows, counts), _spans(known, counts)] = tokens
+
+    def _check_step(self, shares: "_Shares") -> None:
+        rows, starts, counts, ends = shares.rows, shares.starts, shares.counts, shares.ends
+        self._check((rows >= 0).all() and (rows < len(self._num_tokens)).all(), rows, "unknown")
+        known = self._num_tokens[rows] + shares.num_drafts
         room = self._num_blocks[rows] * self._block_size
-        self._check((counts > 0).all() and (starts >= 0).all(), rows, "computes nothing")
+        self._check((counts > shares.num_drafts).all(), rows, "computes nothing")
+        self._check((starts >= 0).all(), rows, "starts nowhere")
         self._check((ends <= known).all(), rows, "computes tokens nobody knows")
         self._check((ends <= room).all(), rows, "has too few blocks")
+        samples = shares.samples | (shares.num_drafts > 0)
         self._check((ends == known)[samples].all(), rows, "samples before its last known token")
 
-    def _sampling(self, rows: Ints) -> SamplingBatch:
-        position = self._num_tokens[rows]
+    def _sampling(self, sample_rows: Ints, num_drafts: Ints) -> SamplingBatch:
+        """One entry per sampling position: the settings of its row."""
+        position = _spans(self._num_tokens[sample_rows], num_drafts + 1)
+        rows = np.repeat(sample_rows, num_drafts + 1)
         waiting = np.flatnonzero(position - self._num_prompt[rows] < self._min_tokens[rows])
         banned = self._stop_ids[rows[waiting]]
         index, column = np.nonzero(banned >= 0)
+        num_logprobs = self._num_logprobs[rows]
         return SamplingBatch(
             temperature=self._temperature[rows],
             top_p=self._top_p[rows],
@@ -200,6 +244,7 @@ class InputBatch:
             position=position,
             banned_rows=waiting[index],
             banned_ids=banned[index, column],
+            num_logprobs=num_logprobs if (num_logprobs >= 0).any() else None,
         )
 
     def _put(self, array: npt.NDArray[np.int32] | Ints) -> Tensor:
@@ -209,6 +254,26 @@ class InputBatch:
     def _check(holds: object, row: object, what: str) -> None:
         if not holds:
             raise FrameError(f"frame and batch disagree: row {row} {what}")
+
+
+class _Shares(NamedTuple):
+    """What a frame schedules, as arrays [B] in the frame's order."""
+
+    rows: Ints
+    starts: Ints
+    counts: Ints
+    ends: Ints
+    num_drafts: Ints
+    samples: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, scheduled: list[ScheduledRow]) -> "_Shares":
+        told = [
+            (s.row, s.num_computed, s.num_tokens, s.samples, len(s.draft_token_ids))
+            for s in scheduled
+        ]
+        rows, starts, counts, samples, num_drafts = np.array(told, np.int64).T.copy()
+        return cls(rows, starts, counts, starts + counts, num_drafts, samples.astype(np.bool_))
 
 
 def _spans(starts: Ints, counts: Ints) -> Ints:

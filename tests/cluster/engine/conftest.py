@@ -1,5 +1,6 @@
 """A worker made of paper, and a world in which every request's answer is known beforehand."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,7 +17,13 @@ from cluster.batch import (
 from cluster.engine.engine_core import EngineCore
 from cluster.engine.kv_cache import KVCacheManager
 from cluster.engine.scheduler import NUMERIC_ERROR, Scheduler, SchedulerConfig
-from cluster.request import EngineCoreOutput, EngineRequest, FinishReason, SamplingParams
+from cluster.request import (
+    EngineCoreOutput,
+    EngineRequest,
+    FinishReason,
+    NextTurn,
+    SamplingParams,
+)
 
 EOS = 7
 VOCAB_SIZE = 23
@@ -80,32 +87,55 @@ class MirroredRow:
     params: SamplingParams
     num_computed: int | None = None
 
+    @property
+    def is_warm_up(self) -> bool:
+        """It knows a token more than its prompt and will never draw."""
+        return self.params.max_tokens == 1 and len(self.token_ids) > self.num_prompt_tokens
+
 
 class PaperExecutor:
     """Mirrors rows from frames as a worker does, and doubts every frame.
 
     `memory[block][offset]` is what was written there; a row may only compute when all positions
-    before it hold exactly what its own tokens would have written.
+    before it hold exactly what its own tokens would have written. Frames are computed in order,
+    and not before their answers are asked for. `drafts`: it proposes so many tokens ahead, most of
+    them right.
     """
 
-    def __init__(self, config: SchedulerConfig, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, config: SchedulerConfig, num_blocks: int, block_size: int, ahead: bool, drafts: int
+    ) -> None:
         self.config = config
         self.block_size = block_size
         self.memory = [[-1] * block_size for _ in range(num_blocks)]
         self.rows: dict[int, MirroredRow] = {}
         self.frames: list[SchedulerOutput] = []
         self.paused = False
+        self.ahead = ahead
+        self.drafts = drafts
+        self.meanwhile: Callable[[], None] | None = None
+        self._submitted: deque[SchedulerOutput] = deque()
 
-    def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput:
-        frame = decode_scheduler_output(encode(frame))
+    def submit(self, frame: SchedulerOutput) -> "PaperExecutor":
+        self._submitted.append(decode_scheduler_output(encode(frame)))
+        assert len(self._submitted) <= 1 + self.ahead
+        return self
+
+    def result(self) -> ModelRunnerOutput:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return self._execute(self._submitted.popleft())
+
+    def _execute(self, frame: SchedulerOutput) -> ModelRunnerOutput:
         self.frames.append(frame)
         self._mirror(frame)
         self._check_shares(frame)
         answer = ModelRunnerOutput(frame.step, [], [])
         for share in frame.scheduled:
-            state = self._compute(share)
+            states = self._compute(share)
             if share.samples:
-                self._draw(share, state, answer)
+                self._draw(share, states[-1 - len(share.draft_token_ids) :], answer)
         return answer
 
     def _mirror(self, frame: SchedulerOutput) -> None:
@@ -114,9 +144,7 @@ class PaperExecutor:
         for started in frame.started:
             self._start(started)
         for appended in frame.appended:
-            mirrored = self.rows[appended.row]
-            mirrored.token_ids += appended.token_ids
-            mirrored.block_ids += appended.block_ids
+            self.rows[appended.row].block_ids += appended.block_ids
         for mirrored in self.rows.values():
             assert len(set(mirrored.block_ids)) == len(mirrored.block_ids)
             assert all(0 < block_id < len(self.memory) for block_id in mirrored.block_ids)
@@ -137,52 +165,87 @@ class PaperExecutor:
         rows = [share.row for share in frame.scheduled]
         assert len(set(rows)) == len(rows)
         assert all(share.num_tokens > 0 for share in frame.scheduled)
+        if self.ahead:
+            return  # rows of requests that ended may be among them, or be missing already
         within = frame.total_tokens <= self.config.max_num_batched_tokens
         if self.config.enable_chunked_prefill:
             assert within
             assert set(rows) == set(self.rows), "a running request was left out"
             return
         assert within or len(rows) == 1, "only a prompt alone may exceed the budget"
-        assert all(share.samples for share in frame.scheduled), "a prompt was cut in chunks"
+        cut = [self.rows[share.row] for share in frame.scheduled if not share.samples]
+        assert all(row.is_warm_up for row in cut), "a prompt was cut in chunks"
         was_paused, self.paused = self.paused, set(rows) != set(self.rows)
         assert not (was_paused and self.paused), "the running waited twice in a row"
 
-    def _compute(self, share: ScheduledRow) -> int:
+    def _compute(self, share: ScheduledRow) -> list[int]:
+        """The states at all positions up to the last one computed."""
         mirrored = self.rows[share.row]
+        drafts = share.draft_token_ids
+        token_ids = mirrored.token_ids + drafts
         end = share.num_computed + share.num_tokens
-        assert end <= len(mirrored.token_ids) <= len(mirrored.block_ids) * self.block_size
-        assert share.samples == (end == len(mirrored.token_ids))
+        assert end <= len(token_ids) <= self.config.max_model_len
+        assert end <= len(mirrored.block_ids) * self.block_size
+        assert share.samples == (end == len(token_ids))
+        assert share.samples or not drafts
+        assert len(drafts) < share.num_tokens
         if mirrored.num_computed is None:
             assert share.num_computed % self.block_size == 0, "a hit is whole blocks"
         else:
             assert share.num_computed == mirrored.num_computed, "positions are contiguous"
-        mirrored.num_computed = end
+        mirrored.num_computed = end - len(drafts)
         others = {
             block_id
             for row, other in self.rows.items()
             if row != share.row
             for block_id in other.block_ids
         }
-        state = 0
-        for position, token_id in enumerate(mirrored.token_ids[:end]):
+        state, states = 0, []
+        for position, token_id in enumerate(token_ids[:end]):
             state = absorb(state, token_id)
+            states.append(state)
             block_id = mirrored.block_ids[position // self.block_size]
             if position >= share.num_computed:
                 assert block_id not in others, "a shared block was written"
                 self.memory[block_id][position % self.block_size] = state
             held = self.memory[block_id][position % self.block_size]
             assert held == state, f"row {share.row} reads another prefix at {position}"
-        return state
+        return states
 
-    def _draw(self, share: ScheduledRow, state: int, answer: ModelRunnerOutput) -> None:
+    def _draw(self, share: ScheduledRow, states: list[int], answer: ModelRunnerOutput) -> None:
         mirrored = self.rows[share.row]
         num_output_tokens = len(mirrored.token_ids) - mirrored.num_prompt_tokens
-        token_id = draw(state, num_output_tokens, mirrored.params)
-        if token_id is None:
+        drawn: list[int] = []
+        for state, draft in zip(states, [*share.draft_token_ids, None], strict=True):
+            token_id = draw(state, num_output_tokens + len(drawn), mirrored.params)
+            if token_id is None:
+                break
+            drawn.append(token_id)
+            if token_id != draft:
+                break
+        mirrored.token_ids += drawn or [0]
+        assert mirrored.num_computed is not None
+        mirrored.num_computed += max(0, len(drawn) - 1)
+        if not drawn:
             answer.failed_rows.append(share.row)
-        else:
-            answer.rows.append(share.row)
-            answer.token_ids.append(token_id)
+            return
+        answer.rows.append(share.row)
+        answer.token_ids.append(drawn)
+        if self.drafts:
+            answer.draft_token_ids.append(self._propose(mirrored))
+
+    def _propose(self, mirrored: MirroredRow) -> list[int]:
+        """What would be drawn, with an error now and then; nothing now and then."""
+        state = 0
+        for token_id in mirrored.token_ids:
+            state = absorb(state, token_id)
+        proposed: list[int] = []
+        for _ in range((state >> 7) % (self.drafts + 1)):
+            num_output_tokens = len(mirrored.token_ids) + len(proposed) - mirrored.num_prompt_tokens
+            token_id = draw(state, num_output_tokens, mirrored.params) or 0
+            proposed.append(token_id if (state >> 11) % 4 else (token_id + 1) % VOCAB_SIZE)
+            state = absorb(state, proposed[-1])
+        return proposed
 
 
 class World:
@@ -198,14 +261,21 @@ class World:
         num_blocks: int = 33,
         block_size: int = 4,
         enable_prefix_caching: bool = True,
+        target_gap_s: float | None = None,
+        plans_ahead: bool = False,
+        drafts: int = 0,
     ) -> None:
         self.config = SchedulerConfig(
-            max_num_seqs, max_num_batched_tokens, max_model_len, enable_chunked_prefill
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len,
+            enable_chunked_prefill,
+            target_gap_s,
         )
         self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching)
         self.scheduler = Scheduler(self.config, self.kv, frozenset({EOS}))
-        self.executor = PaperExecutor(self.config, num_blocks, block_size)
-        self.core = EngineCore(self.scheduler, self.executor)
+        self.executor = PaperExecutor(self.config, num_blocks, block_size, plans_ahead, drafts)
+        self.core = EngineCore(self.scheduler, self.executor, plans_ahead)
         self.asked: dict[str, EngineRequest] = {}
         self.answers: dict[str, Answer] = {}
         self.cached: dict[str, int] = {}
@@ -213,12 +283,18 @@ class World:
         self.num_steps = 0
         self._num_asked = 0
 
-    def ask(self, prompt: list[int], salt: bytes = b"", **params: object) -> str:
+    def ask(
+        self,
+        prompt: list[int],
+        salt: bytes = b"",
+        next_turn: NextTurn | None = None,
+        **params: object,
+    ) -> str:
         """Add a request that may be impossible; its id."""
         request_id = f"r{self._num_asked}"
         self._num_asked += 1
         settings = SamplingParams(**params)  # type: ignore[arg-type]
-        request = EngineRequest(request_id, prompt, settings, salt)
+        request = EngineRequest(request_id, prompt, settings, salt, next_turn=next_turn)
         self.asked[request_id] = request
         self.answers[request_id] = Answer()
         refusal = self.core.add(request)
@@ -244,12 +320,9 @@ class World:
     def step(self, abort_meanwhile: str | None = None) -> list[EngineCoreOutput]:
         """One step; perhaps with an abort while the workers compute."""
         self.num_steps += 1
-        frame = self.scheduler.schedule()
-        self.scheduler.check_integrity()
-        computed = self.executor.execute(frame)
         if abort_meanwhile is not None:
-            self.abort(abort_meanwhile)
-        outputs = self.scheduler.update(frame, computed)
+            self.executor.meanwhile = lambda: self.abort(abort_meanwhile)
+        outputs = self.core.step()
         for output in outputs:
             self._receive(output)
         self._check()
@@ -296,7 +369,7 @@ class World:
         running = [
             row for row in self.executor.rows.values() if row.num_computed is not None
         ]  # rows that left in this step are released by the next frame only
-        assert stats.running <= len(running)
+        assert stats.running <= len(running) or self.executor.ahead
         assert stats.running + stats.waiting == len(self.live)
         assert 0 <= stats.kv_cached_blocks <= stats.kv_free_blocks <= stats.kv_total_blocks
         assert stats.prefix_hit_tokens <= stats.prompt_tokens

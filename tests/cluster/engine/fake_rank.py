@@ -61,12 +61,12 @@ class FakeWorker:
             time.sleep(600)
         for started in frame.started:
             self._known[started.row] = len(started.token_ids)
-        for appended in frame.appended:
-            self._known[appended.row] += len(appended.token_ids)
+        rows = [share.row for share in frame.scheduled if share.samples]
+        tokens = [[FIRST_TOKEN + self._known[row] % NUM_TOKENS] for row in rows]
+        for row in rows:
+            self._known[row] += 1
         if self._spec.rank:
             return None
-        rows = [share.row for share in frame.scheduled if share.samples]
-        tokens = [FIRST_TOKEN + self._known[row] % NUM_TOKENS for row in rows]
         return ModelRunnerOutput(frame.step, rows, tokens)
 
     def _is_me(self, option: str) -> bool:

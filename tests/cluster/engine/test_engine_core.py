@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 )
 
 from cluster.engine.scheduler import NUMERIC_ERROR
+from cluster.request import NextTurn
 
 if TYPE_CHECKING:
     from tests.cluster.engine.conftest import World
@@ -40,6 +41,9 @@ def world_settings(draw: st.DrawFn) -> dict[str, Any]:
         "num_blocks": 1 + places // block_size,
         "block_size": block_size,
         "enable_prefix_caching": draw(st.sampled_from([True, True, True, False])),
+        "plans_ahead": draw(st.booleans()),
+        "drafts": draw(st.sampled_from([0, 0, 3, 6])),
+        "target_gap_s": draw(st.sampled_from([None, None, 1e-4])),
     }
 
 
@@ -54,6 +58,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "min_tokens": draw(st.sampled_from([0, 0, max_tokens // 2, max_tokens])),
         "ignore_eos": draw(st.booleans()),
         "stop_token_ids": draw(st.sampled_from([(), (), (3,), (7,)])),
+        "next_turn": draw(st.sampled_from([None, NextTurn(len(stem), 4, 7, [0, 1])])),
     }
 
 
@@ -97,6 +102,8 @@ class Disturbance(RuleBasedStateMachine):
         self.totals["steps"] += stats.steps
         self.totals["preemptions"] += stats.preemptions
         self.totals["prefix hits"] += stats.prefix_hit_tokens
+        self.totals["accepted"] += stats.num_accepted
+        self.totals["rejected"] += stats.num_drafted - stats.num_accepted
         for answer in self.world.answers.values():
             self.totals[answer.error or str(answer.finish_reason)] += 1
 
@@ -119,7 +126,7 @@ def test_ten_thousand_random_steps_leave_books_and_answers_right(make_world: Mak
             ),
         )
     happened = ("aborts", "preemptions", "prefix hits", "stop", "length", NUMERIC_ERROR)
-    assert all(totals[kind] for kind in happened)
+    assert all(totals[kind] for kind in (*happened, "accepted", "rejected"))
 
 
 def test_a_step_is_schedule_execute_update(make_world: MakeWorld) -> None:

@@ -44,7 +44,7 @@ def answer(
     """What the workers would say if every row drew the same token."""
     rows = [share.row for share in frame.scheduled if share.samples and share.row != failed]
     return ModelRunnerOutput(
-        frame.step, rows, [token_id] * len(rows), [] if failed is None else [failed]
+        frame.step, rows, [[token_id]] * len(rows), [] if failed is None else [failed]
     )
 
 
@@ -74,15 +74,15 @@ def test_a_new_request_is_told_to_its_row_with_all_tokens_and_blocks() -> None:
     assert shares(frame) == [(0, 0, 5, True)]
 
 
-def test_a_decode_step_tells_the_row_only_the_drawn_token_and_new_blocks() -> None:
+def test_a_decode_step_tells_the_row_only_its_new_blocks() -> None:
     core = scheduler()
     add(core, "a", [1, 2, 3])
     first, _ = step(core, 7)
     second, _ = step(core, 8)
     third, _ = step(core, 9)
     assert len(first.started[0].block_ids) == 1
-    assert [(a.row, a.token_ids, a.block_ids) for a in second.appended] == [(0, [7], [])]
-    assert [(a.token_ids, len(a.block_ids)) for a in third.appended] == [([8], 1)]
+    assert second.appended == []
+    assert [(a.row, len(a.block_ids)) for a in third.appended] == [(0, 1)]
     assert shares(third) == [(0, 4, 1, True)]
 
 
@@ -368,7 +368,7 @@ def test_an_answer_that_does_not_match_its_frame_is_an_error(wrong: str) -> None
     elif wrong == "row missing":
         said.rows, said.token_ids = [], []
     else:
-        said.rows, said.token_ids = [0, 3], [1, 1]
+        said.rows, said.token_ids = [0, 3], [[1], [1]]
     with pytest.raises(RuntimeError, match="does not match"):
         core.update(frame, said)
 
@@ -395,6 +395,6 @@ def test_a_row_both_taken_and_free_is_seen() -> None:
     core = scheduler()
     add(core, "a", [1])
     step(core)
-    core._free_rows.append(0)
+    core._rows._free.append(0)
     with pytest.raises(RuntimeError, match="row 0"):
         core.check_integrity()

@@ -77,7 +77,7 @@ def frames(a: list[int], b: list[int]) -> list[tuple[SchedulerOutput, list[tuple
     steps = [
         (
             SchedulerOutput(
-                1, [], [start(2, a[:21], blocks_a[:3])], [], [ScheduledRow(2, 0, 21, True)]
+                1, [], [start(2, a, blocks_a[:3])], [], [ScheduledRow(2, 0, 21, False)]
             ),
             [("a", 0, 21)],
         )
@@ -86,8 +86,8 @@ def frames(a: list[int], b: list[int]) -> list[tuple[SchedulerOutput, list[tuple
     for number in range(20):
         position = 21 + number
         new_block = [blocks_a[position // 8]] if position % 8 == 0 else []
-        appended = [AppendedRow(2, [a[position]], new_block)]
-        scheduled = [ScheduledRow(2, position, 1, True)]
+        appended = [AppendedRow(2, new_block)] if new_block else []
+        scheduled = [ScheduledRow(2, position, 1, False)]
         wanted = [("a", position, 1)]
         chunk = next(b_chunks, None)
         started = [start(5, b, blocks_b)] if number == 0 else []

@@ -35,7 +35,7 @@ class Notes:
 
     def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput | None:
         self.frames.append(frame)
-        return ModelRunnerOutput(frame.step, [0], [7]) if self._answers else None
+        return ModelRunnerOutput(frame.step, [0], [[7]]) if self._answers else None
 
 
 def channels() -> tuple[PacketChannel, PacketChannel]:
@@ -45,13 +45,13 @@ def channels() -> tuple[PacketChannel, PacketChannel]:
 
 def test_one_rank_answers_inline() -> None:
     executor = InlineExecutor(Notes(answers=True))
-    assert executor.execute(FRAME) == ModelRunnerOutput(4, [0], [7])
+    assert executor.submit(FRAME).result() == ModelRunnerOutput(4, [0], [[7]])
     executor.close()
 
 
 def test_a_worker_without_an_answer_cannot_be_rank_0() -> None:
     with pytest.raises(RuntimeError, match="rank 0"):
-        InlineExecutor(Notes(answers=False)).execute(FRAME)
+        InlineExecutor(Notes(answers=False)).submit(FRAME)
 
 
 def test_every_rank_gets_the_same_frame_even_a_large_one() -> None:
@@ -66,7 +66,7 @@ def test_every_rank_gets_the_same_frame_even_a_large_one() -> None:
         follower.start()
     worker = Notes(answers=True)
     executor = GangExecutor(worker, [here for here, _ in pairs])
-    assert executor.execute(FRAME).token_ids == [7]
+    assert executor.submit(FRAME).result().token_ids == [[7]]
     for follower in followers:
         follower.join()
     assert received == [FRAME] * 3
@@ -83,6 +83,6 @@ def test_a_lost_rank_is_an_error_before_anything_is_computed() -> None:
     there.close()
     worker = Notes(answers=True)
     with pytest.raises(ChannelClosedError):
-        GangExecutor(worker, [here]).execute(FRAME)
+        GangExecutor(worker, [here]).submit(FRAME)
     assert not worker.frames
     here.close()

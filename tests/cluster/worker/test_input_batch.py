@@ -169,10 +169,9 @@ def check_step(
         (frame([row(1, [], [1])]), "no or too many tokens"),
         (frame([row(1, [1] * 41, [1])]), "no or too many tokens"),
         (frame([row(1, [1], [1] * 11)]), "too many blocks"),
-        (frame(appended=[AppendedRow(2, [1], [])]), "never started"),
-        (frame(appended=[AppendedRow(-1, [1], [])]), "unknown"),
-        (frame(appended=[AppendedRow(0, [1] * 40, [])]), "too long"),
-        (frame(appended=[AppendedRow(0, [], [1] * 10)]), "overflows"),
+        (frame(appended=[AppendedRow(2, [1])]), "never started"),
+        (frame(appended=[AppendedRow(-1, [1])]), "unknown"),
+        (frame(appended=[AppendedRow(0, [1] * 10)]), "overflows"),
     ],
 )
 def test_a_frame_that_contradicts_the_mirror_is_refused(
@@ -191,6 +190,9 @@ def test_a_frame_that_contradicts_the_mirror_is_refused(
         (ScheduledRow(0, 2, 3, True), "too few blocks"),
         (ScheduledRow(0, 0, 2, True), "samples before"),
         (ScheduledRow(0, 0, 0, False), "computes nothing"),
+        (ScheduledRow(0, 3, 1, True, [9]), "computes nothing"),
+        (ScheduledRow(0, 1, 3, False, [9]), "samples before"),
+        (ScheduledRow(0, 2, 39, True, [9] * 38), "too long"),
         (ScheduledRow(9, 0, 1, False), "unknown"),
         (ScheduledRow(3, 0, 1, False), "tokens nobody knows"),
     ],
