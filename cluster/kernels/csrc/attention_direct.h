@@ -1,0 +1,126 @@
+// A few rows against a tile straight from the cache, nothing packed: decode.
+//
+// The same products in the same order as `attention_tile.h`, so the same bits. Included only by
+// files that have chosen their target by pragma.
+#pragma once
+
+#include "attention_ahead.h"
+#include "attention_pack.h"
+#include "attention_tile.h"
+
+namespace deeprequest {
+namespace {
+
+constexpr int DIRECT_ROWS = 8;
+
+// One kv head of a tile in the cache.
+template <class Math>
+struct CacheView {
+  const typename Math::Element* keys;
+  const typename Math::Element* values;
+  const int64_t* slots;
+  int64_t stride;  // elements between slots
+  int64_t count;   // visible keys
+  int64_t head_dim;
+};
+
+// Scores of R rows against 16 keys from `key` on.
+template <class Math, int R>
+inline void score_keys(const CacheView<Math>& view, int64_t key, const float* const* queries,
+                       float (*scores)[TILE_KEYS], Ahead& ahead) {
+  const int64_t steps = view.head_dim / Math::PER;
+  __m512 sums[R];
+  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_ps();
+  for (int64_t step = 0; step < steps; step += 16) {
+    const int64_t words = std::min<int64_t>(16, steps - step);
+    __m512i rows[16];
+    for (int i = 0; i < 16; ++i)
+      rows[i] = Math::load_words(view.keys + view.slots[key + i] * view.stride + step * Math::PER,
+                                 first_lanes(words));
+    transpose(rows);
+    for (int word = 0; word < 16; ++word) {
+      if (word >= words) break;
+      if (word % 4 == 0) ahead.step();
+      for (int r = 0; r < R; ++r)
+        sums[r] = Math::dot(sums[r], _mm512_set1_ps(queries[r][step + word]),
+                            _mm512_castsi512_ps(rows[word]));
+    }
+  }
+  for (int r = 0; r < R; ++r) _mm512_store_ps(scores[r] + key, sums[r]);
+}
+
+// Weighted values of R rows in NV * 16 columns from `column` on.
+template <class Math, int R, int NV>
+inline void weigh_cached(const CacheView<Math>& view, int64_t column,
+                         const float (*weights)[TILE_KEYS], float* const* partials, Ahead& ahead) {
+  __m512 sums[R][NV];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < NV; ++v) sums[r][v] = _mm512_setzero_ps();
+  const int64_t words = (view.count + Math::PER - 1) / Math::PER;
+  const int64_t columns = view.head_dim - column;
+  for (int64_t word = 0; word < words; ++word) {
+    const int64_t* slots = view.slots + word * Math::PER;
+    __m512 row[NV];
+    Math::template load_columns<NV>(view.values + slots[0] * view.stride + column,
+                                    view.values + slots[Math::PER - 1] * view.stride + column,
+                                    columns, row);
+    ahead.step();
+    for (int r = 0; r < R; ++r) {
+      const __m512 weight = _mm512_set1_ps(weights[r][word]);
+      for (int v = 0; v < NV; ++v) sums[r][v] = Math::dot(sums[r][v], weight, row[v]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    Math::template order_columns<NV>(columns, sums[r]);
+    for (int v = 0; v < NV; ++v)
+      _mm512_store_ps(partials[r] + PARTIAL_VALUES + column + 16 * v, sums[r][v]);
+  }
+}
+
+template <class Math, int R>
+inline void weigh_head(const CacheView<Math>& view, const float (*weights)[TILE_KEYS],
+                       float* const* partials, Ahead& ahead) {
+  constexpr int WIDE = R <= 6 ? 4 : 3;
+  const int64_t columns = (view.head_dim + 15) / 16 * 16;
+  for (int64_t column = 0; column < columns; column += 16 * WIDE) {
+    switch (std::min<int64_t>(WIDE, (columns - column) / 16)) {
+      case 4: weigh_cached<Math, R, WIDE>(view, column, weights, partials, ahead); break;
+      case 3: weigh_cached<Math, R, 3>(view, column, weights, partials, ahead); break;
+      case 2: weigh_cached<Math, R, 2>(view, column, weights, partials, ahead); break;
+      default: weigh_cached<Math, R, 1>(view, column, weights, partials, ahead);
+    }
+  }
+}
+
+// The partials of R rows, see `attend_rows`.
+template <class Math, int R>
+void attend_cached(const CacheView<Math>& view, const float* const* queries,
+                   const int64_t* visible, float scale_log2, float* const* partials,
+                   Ahead& ahead) {
+  alignas(64) float scores[R][TILE_KEYS];
+  alignas(64) float weights[R][TILE_KEYS];
+  for (int64_t key = 0; key < view.count; key += 16)
+    score_keys<Math, R>(view, key, queries, scores, ahead);
+  const int64_t words = (view.count + 31) / 32 * 32 / Math::PER;
+  for (int r = 0; r < R; ++r) {
+    soften<Math>(scores[r], weights[r], visible[r], scale_log2, partials[r]);
+    const int64_t used = (visible[r] + 31) / 32 * 32 / Math::PER;
+    std::memset(weights[r] + used, 0, (words - used) * sizeof(float));
+  }
+  weigh_head<Math, R>(view, weights, partials, ahead);
+}
+
+template <class Math>
+using AttendCached = void (*)(const CacheView<Math>&, const float* const*, const int64_t*, float,
+                              float* const*, Ahead&);
+
+template <class Math>
+constexpr AttendCached<Math> ATTEND_CACHED[DIRECT_ROWS + 1] = {
+    nullptr,
+    attend_cached<Math, 1>, attend_cached<Math, 2>, attend_cached<Math, 3>,
+    attend_cached<Math, 4>, attend_cached<Math, 5>, attend_cached<Math, 6>,
+    attend_cached<Math, 7>, attend_cached<Math, 8>,
+};
+
+}  // namespace
+}  // namespace deeprequest
