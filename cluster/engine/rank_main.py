@@ -150,9 +150,14 @@ def engine_core(config: EngineConfig, facts: EngineFacts, executor: Executor) ->
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=facts.max_model_len,
         enable_chunked_prefill=config.enable_chunked_prefill,
+        target_gap_s=None if config.target_gap_ms is None else config.target_gap_ms / 1000,
     )
     kv = KVCacheManager(facts.num_kv_blocks, facts.block_size, config.enable_prefix_caching)
-    return EngineCore(Scheduler(limits, kv, frozenset(facts.eos_token_ids)), executor)
+    scheduler = Scheduler(limits, kv, frozenset(facts.eos_token_ids))
+    plans_ahead = config.async_scheduling
+    if plans_ahead is None:
+        plans_ahead = facts.device.startswith("cuda")
+    return EngineCore(scheduler, executor, plans_ahead)
 
 
 def _warm_up(core: EngineCore) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cluster.batch import ScheduledRow
 from cluster.engine.kv_cache import KVCacheManager
 from cluster.engine.request import Request
 from cluster.request import EngineRequest, FinishReason, RequestStatus, SamplingParams
@@ -33,20 +34,45 @@ def test_a_row_is_told_everything_once() -> None:
     started = request.started()
     assert (started.row, started.token_ids, len(started.block_ids)) == (5, [1, 2, 3], 2)
     assert request.appended() is None
-    request.token_ids += [7, 8]
     assert kv.grow(request.table, 5)
     appended = request.appended()
     assert appended is not None
-    assert (appended.row, appended.token_ids) == (5, [7, 8])
+    assert appended.row == 5
     assert appended.block_ids == request.table.block_ids[2:]
     assert request.appended() is None
 
 
 def test_a_share_draws_only_when_it_catches_up() -> None:
     request, _ = running()
-    assert not request.scheduled(2).samples
-    request.num_computed = 2
-    assert request.scheduled(1).samples
+    assert not request.share(2).samples
+    assert (request.num_missing, request.num_pending) == (1, 0)
+    assert request.share(1).samples
+    assert (request.num_missing, request.num_pending) == (1, 1)
+
+
+def test_a_token_under_way_is_neither_missing_twice_nor_left_to_draw() -> None:
+    request, _ = running()
+    assert request.num_left == 2
+    request.share(3)
+    assert (request.num_missing, request.num_left) == (1, 1)
+    assert request.share(1) == ScheduledRow(5, 3, 1, True)
+    assert request.num_left == 0
+
+
+def test_drafts_are_computed_behind_the_last_known_token() -> None:
+    request, _ = running()
+    assert request.share(3, [8, 9]) == ScheduledRow(5, 0, 5, True, [8, 9])
+    assert request.num_computed == 5
+
+
+def test_what_was_drawn_is_taken_up_to_the_token_that_ends_the_request() -> None:
+    asked = EngineRequest("a", [1, 2], SamplingParams(max_tokens=4, stop_token_ids=(5,)))
+    request = Request.of(asked)
+    assert request.take([3, 4], frozenset()) == (2, None, None)
+    assert request.take([6, 7, 8], frozenset()) == (2, FinishReason.LENGTH, None)
+    assert request.token_ids == [1, 2, 3, 4, 6, 7]
+    stopped = Request.of(asked)
+    assert stopped.take([3, 5, 9], frozenset()) == (2, FinishReason.STOP, 5)
 
 
 @pytest.mark.parametrize(
