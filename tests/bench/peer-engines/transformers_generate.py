@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from protocol import answer
-from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
 from serve_app.bench.workload import Clock, Generate, Stamp, Workload
 
 
-class Watch(StoppingCriteria):
-    """Notes the time of every token and stops nothing."""
+class Watch:
+    """A stopping criterion that notes the time of every token and stops nothing."""
 
     def __init__(self, rows: int) -> None:
         self.clock = Clock(rows)

@@ -1,0 +1,51 @@
+"""transformers: continuous batching by its manager, kept alive; paged attention, bfloat16."""
+
+from pathlib import Path
+
+import torch
+from protocol import answer
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+from serve_app.bench.workload import Clock, Generate, Stamp, Workload
+
+PAGE_TOKENS, PAGES, STEP_TOKENS = 256, 128, 2048
+
+
+def start(model: Path, threads: int, workload: Workload) -> Generate:
+    torch.set_num_threads(threads)
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, attn_implementation="sdpa"
+    ).eval()
+    manager = network.init_continuous_batching(
+        GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
+        ContinuousBatchingConfig(
+            page_size=PAGE_TOKENS,
+            num_blocks=PAGES,
+            max_batch_tokens=STEP_TOKENS,
+            allow_block_sharing=False,
+        ),
+    )
+    manager.start()
+
+    def generate(prompts: list[list[int]], tokens: int) -> list[Stamp]:
+        clock = Clock(len(prompts))
+        places = {
+            manager.add_request(prompt, max_new_tokens=tokens, streaming=True): place
+            for place, prompt in enumerate(prompts)
+        }
+        while sum(clock.out) < tokens * len(prompts):
+            output = manager.get_result(timeout=1.0)
+            if output is None:
+                continue
+            if output.error:
+                raise RuntimeError(output.error)
+            place = places[output.request_id]
+            clock.add(place, len(output.generated_tokens) - clock.out[place])
+            clock.stamp()
+        return clock.stamps
+
+    return generate
+
+
+if __name__ == "__main__":
+    answer(start)
