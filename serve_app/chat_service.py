@@ -140,6 +140,9 @@ class ChatService:
             request.sampling_params(),
             identity.tenant.encode(),
             prediction_token_ids=prediction,
+            next_turn=self._template.next_turn(
+                prompt, line_breaks=request.shown_reasoning() == "think_tags"
+            ),
         )
         run = ChatRun(
             Generation(engine_request, self._model, self._deltas),

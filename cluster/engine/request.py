@@ -86,13 +86,10 @@ class Request:
             prediction_token_ids=self.prediction_token_ids,
         )
 
-    def appended(self) -> AppendedRow | None:
-        """The blocks that the row was not told yet; None when it knows all."""
-        blocks = self.table.blocks
-        if len(blocks) == self.num_told_blocks:
-            return None
-        block_ids = [block.block_id for block in blocks[self.num_told_blocks :]]
-        self.num_told_blocks = len(blocks)
+    def appended(self) -> AppendedRow:
+        """The blocks that the row was not told yet."""
+        block_ids = [block.block_id for block in self.table.blocks[self.num_told_blocks :]]
+        self.num_told_blocks += len(block_ids)
         return AppendedRow(self.row, block_ids)
 
     def share(self, num_tokens: int, drafts: list[int] | None = None) -> ScheduledRow:
@@ -127,11 +124,12 @@ class Request:
         max_model_len needs no rule: the scheduler refuses a request that could reach beyond it.
         """
         params, token_id = self.params, self.token_ids[-1]
-        if self.num_output_tokens >= params.min_tokens:
+        num_output_tokens = len(self.token_ids) - self.num_prompt_tokens
+        if num_output_tokens >= params.min_tokens:
             if token_id in eos_token_ids and not params.ignore_eos:
                 return FinishReason.STOP, None
             if token_id in params.stop_token_ids:
                 return FinishReason.STOP, token_id
-        if self.num_output_tokens >= params.max_tokens:
+        if num_output_tokens >= params.max_tokens:
             return FinishReason.LENGTH, None
         return None, None

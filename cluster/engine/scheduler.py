@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cluster.batch import ModelRunnerOutput, ScheduledRow, SchedulerOutput
+from cluster.engine.booking import book_drawn, places
 from cluster.engine.chunk_budget import ChunkBudget, StepWork
 from cluster.engine.feasible import refuse_impossible
 from cluster.engine.kv_cache import KVCacheManager
@@ -118,11 +119,8 @@ class Scheduler:
         Not where that answer decides what is computed next: drafts are proposed or judged, or a
         request might be preempted, which needs all of its tokens.
         """
-        return (
-            bool(self._running)
-            and not self._proposed
-            and self.kv.pool.num_unused >= len(self._running)
-        )
+        roomy = self.kv.pool.num_unused >= len(self._running)
+        return roomy and bool(self._running) and not self._proposed
 
     def add(self, request: EngineRequest) -> None:
         """Let a request wait for its first step.
@@ -181,9 +179,8 @@ class Scheduler:
         Raises:
             RuntimeError: the answer belongs to another step or lacks a row.
         """
-        at = {row: index for index, row in enumerate(computed.rows)}
         step, requests = self._under_way.popleft()
-        _check_answer(step, scheduled, computed, at)
+        at = places(step, scheduled, computed)
         self._proposed = any(computed.draft_token_ids)
         outputs = []
         for share, request in zip(scheduled.scheduled, requests, strict=True):
@@ -227,9 +224,8 @@ class Scheduler:
         Raises:
             RuntimeError: they are not.
         """
-        owners = list(self._running)
-        if self._warm_ups.current is not None:
-            owners.append(self._warm_ups.current)
+        warm_up = self._warm_ups.current
+        owners = self._running + ([warm_up] if warm_up is not None else [])
         self.kv.check_integrity(request.table for request in owners)
         self._rows.check(owners)
         if len(self._requests) != len(self._running) + len(self._waiting):
@@ -248,7 +244,7 @@ class Scheduler:
         Whoever is preempted here is not admitted again in the same step: it needs all the blocks
         it gave back, and another request took of them. As it waits in front, nobody else is.
         """
-        index = 0
+        index, block_size = 0, self.kv.block_size
         while index < len(self._running):
             request = self._running[index]
             num_tokens = request.num_missing
@@ -257,11 +253,12 @@ class Scheduler:
                 continue  # what is being drawn is its last token
             if num_tokens > 1:
                 num_tokens = self._chunks.take(request.num_computed, min(num_tokens, budget))
-            if not self._grow(request, index, request.num_computed + num_tokens):
+            end, blocks = request.num_computed + num_tokens, request.table.blocks
+            if end > len(blocks) * block_size and not self._grow(request, index, end):
                 continue
             drafts = self._drafts(request, index, budget) if request.proposed else None
-            if (appended := request.appended()) is not None:
-                frame.appended.append(appended)
+            if len(blocks) > request.num_told_blocks:
+                frame.appended.append(request.appended())
             share = request.share(num_tokens, drafts)
             frame.scheduled.append(share)
             shares.append(request)
@@ -363,30 +360,13 @@ class Scheduler:
     def _append(
         self, request: Request, share: ScheduledRow, computed: ModelRunnerOutput, index: int
     ) -> EngineCoreOutput:
-        drawn, num_drafts = computed.token_ids[index], len(share.draft_token_ids)
-        num_right = share.num_tokens - num_drafts + len(drawn) - 1
-        request.num_computed -= share.num_tokens - num_right
-        count, reason, stop_reason = request.take(drawn, self.eos_token_ids)
-        end = min(share.num_computed + num_right, len(request.token_ids))
-        self.kv.commit(request.table, request.token_ids, end)
-        self._counters.generation_tokens += count
-        output = EngineCoreOutput(
-            request.request_id,
-            drawn if count == len(drawn) else drawn[:count],
-            reason,
-            stop_reason,
-            request.num_cached_tokens or 0,
-        )
-        if num_drafts:
-            output.num_drafted, output.num_accepted = num_drafts, len(drawn) - 1
-            self._counters.num_drafted += num_drafts
-            self._counters.num_accepted += len(drawn) - 1
-        if computed.logprobs and (logprobs := computed.logprobs[index]) is not None:
-            output.logprobs = logprobs[:count]
-        if reason is not None:
-            self._finish(request, reason)
-        elif computed.draft_token_ids:
-            request.proposed = computed.draft_token_ids[index]
+        output = book_drawn(request, share, computed, index, self.kv, self.eos_token_ids)
+        counters = self._counters
+        counters.generation_tokens += len(output.new_token_ids)
+        counters.num_drafted += output.num_drafted
+        counters.num_accepted += output.num_accepted
+        if output.finish_reason is not None:
+            self._finish(request, output.finish_reason)
         return output
 
     def _fail(self, request: Request) -> list[EngineCoreOutput]:
@@ -396,13 +376,9 @@ class Scheduler:
             return []
         self.kv.discard(request.table)
         self._finish(request, FinishReason.ERROR)
-        output = EngineCoreOutput(
-            request.request_id,
-            [],
-            finish_reason=FinishReason.ERROR,
-            num_cached_tokens=request.num_cached_tokens or 0,
-            error=NUMERIC_ERROR,
-        )
+        output = EngineCoreOutput(request.request_id, [], FinishReason.ERROR)
+        output.num_cached_tokens = request.num_cached_tokens or 0
+        output.error = NUMERIC_ERROR
         return [output]
 
     # leaving
@@ -421,17 +397,3 @@ class Scheduler:
         self._running.remove(request)
         self._rows.leave(request)
         self.kv.free(request.table, num_useful)
-
-
-def _check_answer(
-    step: int, scheduled: SchedulerOutput, computed: ModelRunnerOutput, at: dict[int, int]
-) -> None:
-    """Raises RuntimeError unless exactly the sampling rows drew or failed."""
-    sampling = {share.row for share in scheduled.scheduled if share.samples}
-    failed = set(computed.failed_rows)
-    if (
-        not step == scheduled.step == computed.step
-        or sampling - failed != at.keys()
-        or len(computed.token_ids) != len(at)
-    ):
-        raise RuntimeError(f"the answer to step {computed.step} does not match step {step}")

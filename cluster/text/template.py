@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from cluster.request import NextTurn
 from cluster.text.tokenizer import BOS, EOS, THINK_END, THINK_START, Tokenizer
 
 Role = Literal["system", "developer", "user", "assistant"]
@@ -71,6 +72,20 @@ class ChatTemplate:
             else:
                 ids += [tokenizer.assistant_id, *content_ids, tokenizer.eos_id]
         return ids + self._generation_prompt
+
+    def next_turn(self, prompt: Sequence[int], *, line_breaks: bool) -> NextTurn:
+        """How the conversation's next prompt will show the answer to `prompt`, made by `render`.
+
+        `line_breaks`: whether whoever asked is shown those with which the answer begins, and will
+        send them back; where not, single tokens that are nothing else are left out.
+        """
+        breaks = (self._tokenizer.encode("\n" * count) for count in range(1, 5))
+        return NextTurn(
+            num_kept_tokens=len(prompt) - len(self._generation_prompt) + 1,
+            answer_follows=self._tokenizer.think_end_id,
+            end_token_id=self._tokenizer.eos_id,
+            dropped_token_ids=[] if line_breaks else sorted({i for ids in breaks for i in ids}),
+        )
 
     def verify(self) -> bool:
         """Compares probe conversations with the checkpoint's own chat_template, id by id.

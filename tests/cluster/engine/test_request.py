@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.batch import ScheduledRow
+from cluster.batch import AppendedRow, ScheduledRow
 from cluster.engine.kv_cache import KVCacheManager
 from cluster.engine.request import Request
 from cluster.request import EngineRequest, FinishReason, RequestStatus, SamplingParams
@@ -33,13 +33,10 @@ def test_a_row_is_told_everything_once() -> None:
     request, kv = running()
     started = request.started()
     assert (started.row, started.token_ids, len(started.block_ids)) == (5, [1, 2, 3], 2)
-    assert request.appended() is None
     assert kv.grow(request.table, 5)
     appended = request.appended()
-    assert appended is not None
-    assert appended.row == 5
-    assert appended.block_ids == request.table.block_ids[2:]
-    assert request.appended() is None
+    assert appended == AppendedRow(5, request.table.block_ids[2:])
+    assert request.appended().block_ids == []
 
 
 def test_a_share_draws_only_when_it_catches_up() -> None:

@@ -283,3 +283,17 @@ def test_broken_tokenizer_config_is_named(checkpoint: Checkpoint) -> None:
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json cannot be read"):
         ChatTemplate(Tokenizer(folder)).verify()
+
+
+def test_the_next_prompt_begins_as_next_turn_says(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate(tokenizer)
+    question, answer = Message("user", "hi"), Message("assistant", "ho")
+    prompt = template.render([question])
+    turn = template.next_turn(prompt, line_breaks=True)
+    prefix = [*prompt[: turn.num_kept_tokens], *tokenizer.encode_content("ho"), turn.end_token_id]
+    assert template.render([question, answer, question])[: len(prefix)] == prefix
+    assert turn.answer_follows == tokenizer.think_end_id
+    assert turn.dropped_token_ids == []
+    dropped = template.next_turn(prompt, line_breaks=False).dropped_token_ids
+    assert dropped
+    assert not tokenizer.decode(dropped).strip("\n")
