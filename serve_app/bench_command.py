@@ -59,6 +59,77 @@ def offline(  # noqa: PLR0913 - each is an option of the command
         _fail(f"{error}")
 
 
+@app.command()
+def serve(  # noqa: PLR0913 - each is an option of the command
+    base_url: Annotated[str, typer.Option(help="Of any OpenAI-compatible server.")],
+    api_key: Annotated[str, typer.Option(help="Sent as a bearer token.")] = "",
+    model: Annotated[str | None, typer.Option(help="Else the first that is listed.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most requests in flight.")] = 32,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="In all; else twice the concurrency.")
+    ] = None,
+    prompt_len: Annotated[int, typer.Option(min=1, help="About so many tokens.")] = 128,
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 128,
+    rate: Annotated[
+        str | None,
+        typer.Option(help="Requests a second, or `burst`: all at once; else one after another."),
+    ] = None,
+    slo_ttft_ms: Annotated[float | None, typer.Option(help="A good first token.")] = None,
+    slo_gap_ms: Annotated[
+        float | None, typer.Option(help="A good gap, kept by 99 % of a stream's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the prompts and the arrivals.")] = 0,
+    timeout_s: Annotated[float, typer.Option(help="Of one request.")] = 600.0,
+    plot: Annotated[Path | None, typer.Option(help="A .html or .png to write.")] = None,
+    json: Json = False,
+) -> None:
+    """A running server over HTTP: first token, gaps, throughput, goodput."""
+    import uvloop
+
+    from serve_app.bench import plot as plots
+    from serve_app.bench.http_stream import HttpError, Target
+    from serve_app.bench.load import Arrivals
+    from serve_app.bench.report import Objective, series, summary
+    from serve_app.bench.serve import Ask, run
+
+    try:
+        plots.check(plot)
+        arrivals = Arrivals(requests or 2 * concurrency, concurrency, _pace(rate), seed)
+        ask = Ask(model, prompt_len, output_len, timeout_s=timeout_s, seed=seed)
+        found = uvloop.run(run(Target(base_url, api_key), ask, arrivals))
+        row = summary(found, Objective(slo_ttft_ms, slo_gap_ms))
+        if plot is not None:
+            plots.write(plot, series(found), row)
+    except (ValueError, OSError, HttpError) as error:
+        _fail(f"{error}")
+    _show([row], base_url, json) if json else _print_summary(row, base_url)
+    if row["failed"]:
+        raise typer.Exit(1)
+
+
+def _pace(rate: str | None) -> float | Literal["burst"] | None:
+    """Raises ValueError: neither a number above 0 nor `burst`."""
+    if rate is None or rate == "burst":
+        return "burst" if rate else None
+    if not float(rate) > 0:
+        raise ValueError("rate must be above 0 requests a second, or burst")
+    return float(rate)
+
+
+def _print_summary(row: dict[str, Any], title: str) -> None:
+    """Waiting times as columns of percentiles, all else below them."""
+    times = Table("ms", "p50", "p90", "p99", "mean", "max", title=title)
+    names = {"ttft_ms": "first token", "gap_ms": "gap", "request_ms": "whole request"}
+    for name, label in names.items():
+        if row.get(name):
+            times.add_row(label, *(f"{value:,.1f}" for value in row[name].values()))
+    rest = Table("what", "value")
+    for name, value in ({**row, **row.get("goodput", {})}).items():
+        if name not in (*names, "kind", "goodput"):
+            rest.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value))
+    Console().print(times, rest)
+
+
 def _show(rows: Iterable[dict[str, Any]], title: str, json: bool) -> None:
     """Lines as soon as they are known, or one table at the end."""
     import orjson
