@@ -59,6 +59,60 @@ def test_rows_that_do_not_sample_are_left_out() -> None:
     assert inputs.sample_index.tolist() == [3]
 
 
+def test_drafts_are_computed_behind_the_last_known_token_and_drawn_from() -> None:
+    batch = make()
+    batch.apply(frame([row(0, [1, 2, 3], [7, 8]), row(1, [11], [5]), row(2, [20] * 6, [1, 2])]))
+    inputs = batch.prepare(
+        [
+            ScheduledRow(0, 2, 3, True, [4, 5]),
+            ScheduledRow(1, 0, 1, True),
+            ScheduledRow(2, 0, 4, False),
+        ]
+    )
+    assert inputs.token_ids.tolist() == [11, 3, 4, 5, 20, 20, 20, 20]
+    assert inputs.metadata.positions.tolist() == [0, 2, 3, 4, 0, 1, 2, 3]
+    assert inputs.metadata.seq_lens_k.tolist() == [1, 5, 4]
+    assert inputs.sample_index.tolist() == [1, 2, 3, 0]
+    assert inputs.sampling.position.tolist() == [3, 4, 5, 1]
+    assert (inputs.sample_rows, inputs.drafts) == ([0, 1], [[4, 5], []])
+    assert (inputs.chunk_rows, inputs.chunk_index.tolist()) == ([2], [7])
+    assert batch.tokens(0).tolist() == [1, 2, 3]
+
+
+def test_what_was_drawn_replaces_the_drafts() -> None:
+    batch = make()
+    batch.apply(frame([row(0, [1, 2, 3], [7, 8]), row(1, [11], [5]), row(2, [20], [1])]))
+    batch.prepare([ScheduledRow(0, 2, 3, True, [4, 5])])
+    batch.record([0, 1, 2], [[4, 9], [12], []])
+    assert [batch.tokens(number).tolist() for number in range(3)] == [
+        [1, 2, 3, 4, 9],
+        [11, 12],
+        [20, 0],  # its numbers went wrong, but it may be part of a step that is planned
+    ]
+    assert batch.prepare([ScheduledRow(0, 4, 1, True)]).token_ids.tolist() == [9]
+    with pytest.raises(FrameError, match="too long"):
+        batch.record([0], [[1] * 36])
+
+
+def test_bans_hold_at_each_draft_until_min_tokens_are_there() -> None:
+    batch = make()
+    params = SamplingParams(min_tokens=2, stop_token_ids=(6,))
+    batch.apply(frame([StartedRow(0, [1, 2], 2, [4, 5], params)]))
+    sampling = batch.prepare([ScheduledRow(0, 1, 4, True, [3, 3, 3])]).sampling
+    banned = sorted(zip(sampling.banned_rows.tolist(), sampling.banned_ids.tolist(), strict=True))
+    assert banned == [(0, 6), (0, 9), (1, 6), (1, 9)]
+
+
+def test_logprobs_are_asked_for_per_position_or_not_at_all() -> None:
+    batch = make()
+    batch.apply(frame([row(0, [1, 2], [4]), row(1, [1, 2], [5], logprobs=3)]))
+    shares = [ScheduledRow(0, 1, 1, True), ScheduledRow(1, 1, 2, True, [3])]
+    asked = batch.prepare(shares).sampling.num_logprobs
+    assert asked is not None
+    assert asked.tolist() == [-1, 3, 3]
+    assert batch.prepare(shares[:1]).sampling.num_logprobs is None
+
+
 def test_a_taken_over_row_shows_nothing_of_its_last_owner() -> None:
     batch = make()
     batch.apply(frame([row(1, list(range(30)), list(range(1, 9)))]))
@@ -118,7 +172,8 @@ def test_the_mirror_follows_any_history(number: int) -> None:
                 given_blocks = [choose.randrange(1, 50) for _ in range(need)]
                 tokens[r] += new
                 blocks[r] += given_blocks
-                appended.append(AppendedRow(r, new, given_blocks))
+                batch.record([r][: len(new)], [new][: len(new)])
+                appended.append(AppendedRow(r, given_blocks))
         started = []
         for r in {*range(5)} - tokens.keys():
             if choose.random() < 0.5:
