@@ -4,12 +4,11 @@ Owns arguments, options and what is printed; every command does its work elsewhe
 are imported inside the commands, so that `--help` stays quick. Knows no Ray and no HTTP.
 """
 
-import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,7 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_app.bench_command import app as bench_app
-from serve_app.config import ConfigError, ServeConfig, ServiceState, service_state
+
+if TYPE_CHECKING:
+    from serve_app.config import ServiceState
 
 app = typer.Typer(
     help="Self-hosted serving of DeepSeek R1 32B behind an OpenAI-compatible API.",
@@ -68,12 +69,24 @@ def serve(
     state_dir: StateDir = None,
 ) -> None:
     """Start everything on this machine and run until Ctrl-C or SIGTERM."""
+    from serve_app.config import ConfigError, ServeConfig
     from serve_app.local_service import LocalServiceError, run
 
     try:
         run(ServeConfig.load(config, host=host, port=port, state_dir=state_dir))
     except (ConfigError, LocalServiceError) as error:
         _fail(str(error))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def plan(context: typer.Context) -> None:
+    """What fits on given devices, how fast it could be and what it costs; starts nothing."""
+    from serve_app.plan_command import run
+
+    raise typer.Exit(run(context.args))
 
 
 @keys_app.command("create")
@@ -90,6 +103,7 @@ def keys_create(  # noqa: PLR0913 - each is an option of the command
     json: Json = False,
 ) -> None:
     """Make a key. Its secret is shown once and stored nowhere."""
+    from serve_app.config import service_state
     from serve_app.tenancy.keys import KeyFile, load_pepper
     from serve_app.tenancy.limiter import Limits
 
@@ -110,6 +124,8 @@ def keys_create(  # noqa: PLR0913 - each is an option of the command
 @_told_plainly()
 def keys_list(config: ConfigFile = None, state_dir: StateDir = None, json: Json = False) -> None:
     """All keys, without their secrets."""
+    from serve_app.config import service_state
+
     state = service_state(config, state_dir)
     rows = [_key_row(key) for key in _known_keys(state).read().keys]
     if json:
@@ -130,6 +146,8 @@ def keys_revoke(
     json: Json = False,
 ) -> None:
     """End a key: its next request is refused."""
+    from serve_app.config import service_state
+
     state = service_state(config, state_dir)
     key_file = _known_keys(state)
     if key_id not in {key.id for key in key_file.read().keys}:
@@ -147,6 +165,9 @@ def keys_revoke(
 @_told_plainly()
 def status(config: ConfigFile = None, state_dir: StateDir = None, json: Json = False) -> None:
     """The replicas, their load and their ranks."""
+    import asyncio
+
+    from serve_app.config import service_state
     from serve_app.status import read_status
 
     state = service_state(config, state_dir)
@@ -166,19 +187,25 @@ def status(config: ConfigFile = None, state_dir: StateDir = None, json: Json = F
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. A plan is made without typer, whose conversions load pydantic."""
+    if sys.argv[1:2] == ["plan"]:
+        from serve_app.plan_command import run
+
+        raise SystemExit(run(sys.argv[2:]))
     app()
 
 
-def _known_keys(state: ServiceState) -> Any:
+def _known_keys(state: "ServiceState") -> Any:
     """The key file without the pepper, which only a new key needs: nothing is made on disk."""
     from serve_app.tenancy.keys import KeyFile
 
     return KeyFile(state.keys_path, b"")
 
 
-def _publish(state: ServiceState) -> None:
+def _publish(state: "ServiceState") -> None:
     """Tell a running service at once; one that starts later reads the file."""
+    import asyncio
+
     from serve_app.status import publish_keys
     from serve_app.tenancy.refusals import StoreUnavailable
 
@@ -191,7 +218,7 @@ def _publish(state: ServiceState) -> None:
         _fail(f"{state.keys_path} is written, but Redis does not answer: {error.reason}")
 
 
-def _running_redis(state: ServiceState) -> str | None:
+def _running_redis(state: "ServiceState") -> str | None:
     from serve_app.tenancy.redis_server import running_url
 
     return state.admission.redis_url or running_url(state.state_dir / "redis")

@@ -1,8 +1,8 @@
 """Devices by name: what a rank can hold, read, multiply, and what it costs.
 
-Owns the catalogue. Memory is what nvidia-smi shows, bandwidth the data sheet's, products 81 % (bfloat16)
-and 76 % (8 bits) of the data sheet's dense rate, the share that large matrix products reach. Prices
-are rough on-demand prices of one device for an hour: give your own.
+Owns the catalogue. Memory is what nvidia-smi shows, bandwidth the data sheet's, products 81 % of
+the data sheet's dense rate (76 % in 8 bits), the share that large matrix products reach. Prices are
+rough on-demand prices of one device for an hour: give your own.
 """
 
 from dataclasses import dataclass
