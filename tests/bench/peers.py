@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from serve_app.bench.workload import Row
 from tests.bench.checkpoints import SHAPES, make_checkpoint
-from tests.bench.peer_table import Rounds, medians, print_table
+from tests.bench.peer_table import Rounds, column, figure, medians, print_table
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "peer-engines"
@@ -170,7 +170,8 @@ def _run(engine: Engine, options: argparse.Namespace, number: int) -> list[Row]:
         command, env=environment, capture_output=True, text=True, timeout=RUN_LIMIT_S, check=False
     )
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"kind"')]
-    told = f"round {number + 1}  {engine.name}: {len(rows)} rows"
+    shown = ", ".join(f"{column(row)} {figure(row):g}" for row in rows)
+    told = f"round {number + 1}  {engine.name}: {shown}"
     if done.returncode:
         told += f", exit code {done.returncode}\n{done.stderr[-2000:]}"
     print(told, file=sys.stderr, flush=True)
