@@ -45,11 +45,18 @@ class Attention(nn.Module):
         self.o_proj = RowParallelLinear(parts["q_proj"], config.hidden_size, where)
 
     def forward(
-        self, x: Tensor, rotary: RotaryTable, kv_layer: Tensor, attention: AttentionPlan
+        self,
+        x: Tensor,
+        rotary: RotaryTable,
+        kv_layer: Tensor,
+        attention: AttentionPlan,
+        wanted: Tensor | None,
     ) -> Tensor:
         n, k = self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj(x).view(-1, n + 2 * k, self.head_dim)  # [T, N + 2K, H]
         out = attention.attend(kv_layer, qkv, rotary)  # [T, N, H]
+        if wanted is not None:
+            out = out[wanted]
         projected: Tensor = self.o_proj(out.reshape(-1, n * self.head_dim))  # [T, D]
         return projected
 
@@ -100,13 +107,19 @@ class DecoderLayer(nn.Module):
         rotary: RotaryTable,
         kv_layer: Tensor,
         attention: AttentionPlan,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(what is to be added, sum so far) -> the same, one layer on."""
+        """(what is to be added, sum so far) -> the same, one layer on.
+
+        `wanted`: of these tokens alone; the others only leave their keys and values.
+        """
         if residual is None:
             x, residual = self.input_layernorm(x), x
         else:
             x, residual = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, rotary, kv_layer, attention)
+        x = self.self_attn(x, rotary, kv_layer, attention, wanted)
+        if wanted is not None:
+            residual = residual[wanted]
         x, residual = self.post_attention_layernorm.add(x, residual)
         return self.mlp(x), residual
 
@@ -144,12 +157,18 @@ class Decoder(nn.Module):
         token_ids: Tensor,
         kv_cache: list[Tensor],
         attention: AttentionPlan,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """[T] ids at the plan's positions -> [T, D] hidden states, the same on every rank."""
+        """[T] ids at the plan's positions -> [T, D] hidden states, the same on every rank.
+
+        `wanted` [S]: return these tokens' alone, [S, D], and spare the last layer the others.
+        """
         x: Tensor = self.embed_tokens(token_ids)
         residual: Tensor | None = None
-        for layer, kv_layer in zip(self.layers, kv_cache, strict=True):
-            x, residual = layer(x, residual, self.rotary, kv_layer, attention)
+        last = len(self.layers) - 1
+        for number, (layer, kv_layer) in enumerate(zip(self.layers, kv_cache, strict=True)):
+            rows = wanted if number == last else None
+            x, residual = layer(x, residual, self.rotary, kv_layer, attention, rows)
         assert residual is not None, "a model has at least one layer"
         return self.norm.add(x, residual)[0]
 

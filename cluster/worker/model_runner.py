@@ -55,11 +55,12 @@ class ModelRunner:
             return output
         inputs = self._batch.prepare(frame.scheduled)
         plan = self._backend.plan(inputs.metadata)
-        hidden = self._model(inputs.token_ids, self._kv_cache, plan)
-        self._fail_chunks(hidden, inputs, output)
+        wanted = torch.cat((inputs.sample_index, inputs.chunk_index))
+        hidden = self._model(inputs.token_ids, self._kv_cache, plan, wanted)
+        sampling, chunks = hidden.split([len(inputs.sample_index), len(inputs.chunk_index)])
+        self._fail_chunks(chunks, inputs, output)
         if inputs.sample_rows:
-            logits = self._model.compute_logits(hidden[inputs.sample_index])
-            self._draw(logits, inputs, output)
+            self._draw(self._model.compute_logits(sampling), inputs, output)
         if self._speculator is not None:
             seconds = time.perf_counter() - started
             self._propose(self._speculator, inputs, output, seconds)
@@ -69,7 +70,7 @@ class ModelRunner:
         """Rows that only computed, and computed nonsense: it reaches their last token, if any."""
         if not inputs.chunk_rows:
             return
-        finite = hidden[inputs.chunk_index].isfinite().all(-1).tolist()
+        finite = hidden.isfinite().all(-1).tolist()
         broken = [row for row, good in zip(inputs.chunk_rows, finite, strict=True) if not good]
         self._fail(broken, output)
 
@@ -109,8 +110,8 @@ class ModelRunner:
         self, speculator: Speculator, inputs: StepInputs, output: ModelRunnerOutput, seconds: float
     ) -> None:
         num_positions = len(inputs.token_ids)
-        decode = num_positions == len(inputs.sample_index)
-        speculator.cost.observe(num_positions, seconds, decode=decode)
+        if num_positions == len(inputs.sample_index):
+            speculator.cost.observe(num_positions, seconds)
         if output.rows:
             output.draft_token_ids = speculator.propose(output.rows, output.token_ids)
 

@@ -153,7 +153,8 @@ def test_facts_are_complete(tiny_checkpoint: Path, make_driver: Callable[..., An
     assert (first.vocab_size, first.num_real_tokens, first.eos_token_ids) == (160, 160, (3,))
     assert (first.max_model_len, first.num_kv_blocks, first.block_size) == (256, 120, 8)
     assert first.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4
-    assert (first.device, first.dtype, first.attention_backend) == ("cpu", "float32", "cpu")
+    assert (first.device, first.dtype) == ("cpu", "float32")
+    assert first.attention_backend in ("native", "cpu")
 
 
 def test_the_cache_is_sized_by_the_setting_the_memory_or_the_need(
