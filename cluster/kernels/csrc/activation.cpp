@@ -11,7 +11,7 @@ namespace {
 
 // [T, 2F] = [gate | up] -> [T, F]
 at::Tensor silu_and_mul(const at::Tensor& gate_up) {
-  TORCH_CHECK(gate_up.dim() == 2 && gate_up.stride(1) == 1 && gate_up.size(1) % 2 == 0,
+  TORCH_CHECK(has_dense_rows(gate_up) && gate_up.size(1) % 2 == 0,
               "expected rows [T, 2F] without gaps within a row");
   const int64_t width = gate_up.size(1) / 2, stride = gate_up.stride(0);
   at::Tensor out = at::empty({gate_up.size(0), width}, gate_up.options());

@@ -12,7 +12,7 @@ namespace deeprequest {
 namespace {
 
 int64_t check_logits(const at::Tensor& logits, int64_t limit) {
-  TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1, "expected logits [S, V]");
+  TORCH_CHECK(has_dense_rows(logits), "expected logits [S, V]");
   TORCH_CHECK(limit >= 0 && limit <= logits.size(1), "the limit ", limit, " is no column");
   return limit;
 }

@@ -10,7 +10,7 @@ namespace deeprequest {
 namespace {
 
 void check_rows(const at::Tensor& x, const at::Tensor& weight) {
-  TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1, "expected rows [T, D] without gaps within a row");
+  TORCH_CHECK(has_dense_rows(x), "expected rows [T, D] without gaps within a row");
   TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(1) && weight.is_contiguous(),
               "expected a weight per column");
   TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "rows and weight differ in dtype");

@@ -34,6 +34,11 @@ void with_element(const at::Tensor& tensor, Body body) {
   body(uint16_t{});
 }
 
+// [rows, width] whose rows have no gaps; torch may give any stride to a dimension of one.
+inline bool has_dense_rows(const at::Tensor& tensor) {
+  return tensor.dim() == 2 && (tensor.stride(1) == 1 || tensor.size(1) <= 1 || tensor.size(0) == 0);
+}
+
 template <class T>
 T* data(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
