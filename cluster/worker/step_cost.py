@@ -1,13 +1,14 @@
 """StepCost: what a step takes, by the number of positions it computes.
 
 Owns the measured seconds per step and what follows for sizes nobody measured. Knows no clock: the
-seconds are handed in. A step of decodes says more about drafts than a prefill of the same size,
-which computes logits for its last position only; so prefills count until there is better.
+seconds are handed in, of steps that draw from every position.
 
     positions   1    2    3    4    6    8   12   16 ...     one bucket each, rounded up
     seconds    7.8   -    -   8.1   -    -   9.0   - ...     moving averages; between them: linear
 
-An estimate that is not renewed shrinks slowly: a size that looked too dear is tried again, rarely.
+A machine stalls but never hurries, so of the first few measurements the shortest counts. An
+estimate that is not renewed shrinks, the sooner the fewer steps it rests on: a size that looked too
+dear is tried again, rarely.
 """
 
 from bisect import bisect_left
@@ -20,9 +21,9 @@ Floats = npt.NDArray[np.float64]
 _SIZES = [1, 2, 3, *(base << shift for shift in range(16) for base in (4, 6))]
 _UNKNOWN_SLOPE = 0.25
 """Beyond the largest size measured: so much of the cost is taken to grow with the positions."""
-_SHRINK, _STALE_STEPS = 0.97, 256.0
-"""An estimate loses 3 % with every 256 steps in which it is not renewed."""
-_OUTLIER = 2.0
+_SHRINK, _STALE_STEPS, _FIRST = 0.9, 32.0, 8
+"""An estimate from n steps loses 10 % with every 32 n (at most 256) steps without another one."""
+_OUTLIER, _WEIGHT = 2.0, 0.1
 _REFRESH = 16
 """Steps between two fits of the curve; a new size is seen at once."""
 
@@ -35,7 +36,6 @@ class StepCost:
         self._positions = np.zeros(len(_SIZES))
         self._count = np.zeros(len(_SIZES), np.int64)
         self._step = np.zeros(len(_SIZES))
-        self._decoded = np.zeros(len(_SIZES), np.bool_)
         self._now = 0
         self.version = 0
         """Changes when `seconds` may answer something else."""
@@ -47,30 +47,29 @@ class StepCost:
         """Whether anything was measured."""
         return self._now > 0
 
-    def observe(self, num_positions: int, seconds: float, *, decode: bool) -> None:
-        """A step took so long. `decode`: every position of it was sampled from."""
+    def observe(self, num_positions: int, seconds: float) -> None:
+        """A step took so long."""
         self._now += 1
         at = min(bisect_left(_SIZES, num_positions), len(_SIZES) - 1)
-        if self._decoded[at] and not decode:
-            return
-        if decode and not self._decoded[at]:
-            self._decoded[at], self._count[at] = True, 0
-        seen = int(self._count[at])
-        weight = max(0.1, 1.0 / (1 + seen))
-        if seen:
-            seconds = min(seconds, _OUTLIER * float(self._seconds[at]))
-        self._seconds[at] += weight * (seconds - self._seconds[at])
+        seen, known = int(self._count[at]), float(self._seconds[at])
+        if 0 < seen < _FIRST:
+            seconds = min(seconds, known)
+        elif seen:
+            seconds = known + _WEIGHT * (min(seconds, _OUTLIER * known) - known)
+        self._seconds[at] = seconds
+        weight = max(_WEIGHT, 1.0 / (1 + seen))
         self._positions[at] += weight * (num_positions - self._positions[at])
         self._count[at] += 1
         self._step[at] = self._now
-        if seen < 4 or self._now % _REFRESH == 0:
+        if seen < _FIRST or self._now % _REFRESH == 0:
             self._fit()
 
     def _fit(self) -> None:
         known = self._count > 0
         sizes, order = np.unique(self._positions[known], return_index=True)
         age = self._now - self._step[known][order]
-        curve = self._seconds[known][order] * _SHRINK ** (age / _STALE_STEPS)
+        rests_on = np.minimum(self._count[known][order], _FIRST)
+        curve = self._seconds[known][order] * _SHRINK ** (age / (_STALE_STEPS * rests_on))
         self._sizes, self._curve = sizes, np.maximum.accumulate(curve)
         self.version += 1
 
