@@ -44,7 +44,7 @@ def step(requests: list[tuple[int, int]]) -> tuple[AttentionMetadata, int]:
     pages = [-(-(before + now) // BLOCK_SIZE) for before, now in requests]
     order = (torch.randperm(sum(pages)) + 1).int()
     table = torch.zeros((len(requests), max(pages)), dtype=torch.int32)
-    for row, part in enumerate(order.split(pages)):
+    for row, part in enumerate(torch.split(order, pages)):
         table[row, : len(part)] = part
     positions = torch.cat([torch.arange(before, before + now) for before, now in requests])
     rows = torch.repeat_interleave(torch.tensor([now for _, now in requests]))
@@ -108,9 +108,7 @@ def rows(shape: Shape) -> list[tuple[str, list[tuple[int, int]], float, str]]:
     table = []
     for batch, context in DECODES:
         traffic = batch * context * shape.kv_heads * shape.head_dim * 4 / 1e9
-        table.append(
-            (f"decode {batch} x {context}", [(context - 1, 1)] * batch, traffic, "GB/s")
-        )
+        table.append((f"decode {batch} x {context}", [(context - 1, 1)] * batch, traffic, "GB/s"))
     for cached, queries in PREFILLS:
         seen = queries * cached + queries * (queries + 1) / 2
         work = 4 * seen * shape.heads * shape.head_dim / 1e9

@@ -124,7 +124,7 @@ def run(case: Case, shuffle: int = 0, threads: int = 2) -> list[Tensor]:
     )
     backend: AttentionBackend = NativeAttention(native, case.block_size, case.variant)
     out = backend.plan(metadata).attend(layer, torch.cat(qkv), rotary(case))
-    return list(out.split(counts))
+    return list(torch.split(out, counts))
 
 
 def textbook(case: Case, request: int) -> Tensor:
