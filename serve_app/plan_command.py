@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 NOT_KNOWN, DOES_NOT_FIT = 1, 2
 NUMBERS = ("bf16", "fp8", "int8", "fp32")
-SETTINGS = ("device", "tensor_parallel_size", "dtype", "kv_dtype", "max_model_len")
-SETTINGS += ("gpu_memory_utilization", "kv_cache_gib")
+SETTINGS = (
+    *("device", "tensor_parallel_size", "dtype", "kv_dtype", "max_model_len"),
+    *("gpu_memory_utilization", "kv_cache_gib"),
+)
 FIGURES = ("memory_gib", "gb_per_s", "tflops", "price_per_hour")
 
 
@@ -117,8 +119,10 @@ def _configured(path: Path) -> dict[str, Any]:
         "dtype": stored if engine.quantization == "none" else engine.quantization,
         "kv_dtype": stored,
     }
-    same = ("tensor_parallel_size", "max_model_len", "max_num_seqs", "block_size")
-    same += ("gpu_memory_utilization", "kv_cache_gib", "num_kv_blocks")
+    same = (
+        *("tensor_parallel_size", "max_model_len", "max_num_seqs", "block_size"),
+        *("gpu_memory_utilization", "kv_cache_gib", "num_kv_blocks"),
+    )
     return _told(settings | {name: getattr(engine, name) for name in same})
 
 

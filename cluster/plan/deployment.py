@@ -26,8 +26,11 @@ from cluster.plan.memory import (
 )
 from cluster.plan.speed import decode_seconds, prefill_seconds
 
-CPU_RANK_BYTES = 250 * 2**20
-"""A rank's process before it holds anything: Python, torch, the tokenizer, what a step needs."""
+CPU_RANK_BYTES = 262 * 2**20
+"""A rank's process before it holds anything: Python, torch, the compiled kernels."""
+STEP_TOKENS, STEP_ROWS = 2048, 64
+"""Tokens computed, and rows drawn, in a step whose activations are counted in."""
+FP8_WEIGHTS = "fp8 weights (quantization: fp8)"
 EXPECTED_SHARE = 0.8
 """What good engines reach of the floors: 75 to 90 %."""
 
@@ -61,11 +64,18 @@ class Deployment:
 
     @property
     def overhead_bytes(self) -> int:
-        """What a rank takes beside weights and KV; on a CPU with the tables of rotary angles."""
+        """What a rank takes beside weights and KV.
+
+        On a CPU: the process, the tables of rotary angles, a step's activations and its logits.
+        """
         if not self.device.is_cpu:
             return GPU_OVERHEAD
+        shape = self.shape
         positions = min(self.max_model_len or self.max_position, self.max_position)
-        return CPU_RANK_BYTES + positions * self.shape.head_dim * 4
+        width = 4 * shape.hidden_size + 3 * shape.intermediate_size // self.tp
+        rows = min(self.max_num_seqs or STEP_ROWS, STEP_ROWS)
+        step = STEP_TOKENS * width * self.precision.other + rows * shape.vocab_size // self.tp * 8
+        return CPU_RANK_BYTES + positions * shape.head_dim * 4 + step
 
     @property
     def kv_room(self) -> int:
@@ -172,6 +182,12 @@ def remedies(deployment: Deployment) -> list[str]:
     return [f"{changed.tp} x {changed.device.name}" for changed in _other_devices(deployment)][:3]
 
 
+def advice(deployment: Deployment) -> str:
+    """The remedies that are the engine's own settings, as the end of a sentence; or nothing."""
+    lines = [line for line in remedies(deployment) if "KV" not in line and " x " not in line]
+    return f"; what would fit: {' or '.join(lines)}" if lines else ""
+
+
 def _changes(deployment: Deployment) -> Iterator[tuple[str, Deployment]]:
     longest = deployment.longest_context
     if deployment.max_model_len is not None and longest:
@@ -209,11 +225,11 @@ def _more_ranks(deployment: Deployment) -> Iterator[tuple[str, Deployment]]:
 def _narrower(precision: Precision) -> Iterator[tuple[str, Precision]]:
     weights, kv = precision.linear > 1, precision.kv > 1
     if weights:
-        yield "fp8 weights", replace(precision, linear=1)
+        yield FP8_WEIGHTS, replace(precision, linear=1)
     if kv:
         yield "fp8 KV", replace(precision, kv=1)
     if weights and kv:
-        yield "fp8 weights and fp8 KV", replace(precision, linear=1, kv=1)
+        yield f"{FP8_WEIGHTS} and fp8 KV", replace(precision, linear=1, kv=1)
 
 
 def _other_devices(deployment: Deployment) -> list[Deployment]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cluster.plan.deployment import Deployment, remedies
+from cluster.plan.deployment import FP8_WEIGHTS, Deployment, advice, remedies
 from cluster.plan.devices import CPU, find_device
-from cluster.plan.memory import GIB, PRECISIONS, Precision
+from cluster.plan.memory import GIB, PRECISIONS, ModelShape, Precision
 from cluster.plan.models import find_model
 
 
@@ -48,7 +48,11 @@ def test_one_h100_in_bf16_cannot_hold_the_whole_context_but_these_can() -> None:
     assert "max_model_len 131,072 does not fit: the longest context is 39,728" in str(alone.problem)
     offered = remedies(alone)
     assert offered[0] == f"max_model_len: {alone.longest_context}"
-    assert offered[1:] == ["tensor_parallel_size: 2", "fp8 weights", "fp8 weights and fp8 KV"]
+    assert offered[1:] == [
+        "tensor_parallel_size: 2",
+        FP8_WEIGHTS,
+        f"{FP8_WEIGHTS} and fp8 KV",
+    ]
     assert deployment(device="H200", max_model_len=131_072).concurrency(131_072) == 2
 
 
@@ -76,6 +80,15 @@ def test_where_no_setting_helps_other_devices_are_named_the_cheapest_first() -> 
         assert changed(asked, line).fits
 
 
+def test_advice_holds_the_engines_own_settings_alone() -> None:
+    asked = deployment(max_model_len=131_072)
+    assert advice(asked) == (
+        f"; what would fit: max_model_len: {asked.longest_context} or tensor_parallel_size: 2 or "
+        f"{FP8_WEIGHTS}"
+    )
+    assert advice(deployment("llama-70b", "L4", tp=8, utilization=0.1)) == ""
+
+
 def test_every_remedy_is_a_setting_that_fits() -> None:
     for model in ("1.5b", "7b", "14b", "32b", "llama-8b", "llama-70b"):
         for device in ("A100-40", "H100-80", "L40S", "RTX-4090", "B200"):
@@ -96,10 +109,11 @@ def changed(asked: Deployment, line: str) -> Deployment:
     precision = asked.precision
     for part in line.replace(" and ", ", ").split(", "):
         name, _, value = part.partition(": ")
-        if name in ("max_model_len", "tensor_parallel_size"):
-            field = "tp" if name == "tensor_parallel_size" else name
-            asked = replace(asked, **{field: int(value)})
-        elif part == "fp8 weights":
+        if name == "max_model_len":
+            asked = replace(asked, max_model_len=int(value))
+        elif name == "tensor_parallel_size":
+            asked = replace(asked, tp=int(value))
+        elif part == FP8_WEIGHTS:
             precision = replace(precision, linear=1)
         else:
             assert part == "fp8 KV"
@@ -142,6 +156,14 @@ def test_a_cpu_that_has_the_memory_is_offered_a_larger_cache() -> None:
     name, _, value = line.partition(": ")
     assert name == "kv_cache_gib"
     assert replace(asked, kv_cache_bytes=int(float(value) * GIB)).fits
+
+
+def test_a_cpu_rank_takes_what_was_measured() -> None:
+    """126 M parameters, 32 requests of 512 tokens: 756 MiB resident while serving."""
+    shape = ModelShape(768, 12, 12, 4, 64, 2048, 32_768)
+    rank = Deployment(shape, 4096, CPU, max_model_len=512, max_num_seqs=32)
+    assert rank.kv_pool_bytes / 2**20 == pytest.approx(192, abs=1)
+    assert rank.rank_bytes / 2**20 == pytest.approx(756, rel=0.05)
 
 
 def test_few_requests_need_a_small_cache() -> None:
