@@ -57,9 +57,11 @@ class Device:
         """For people: `cpu` or the GPU's product name."""
         return torch.cuda.get_device_name(self.torch_device) if self.is_cuda else "cpu"
 
-    @property
-    def collectives_backend(self) -> Literal["gloo", "nccl"]:
-        return "nccl" if self.is_cuda else "gloo"
+    def collectives_backend(
+        self, wanted: Literal["auto", "shm", "gloo"]
+    ) -> Literal["auto", "shm", "gloo", "nccl"]:
+        """What connects ranks on such devices; the wish counts between CPUs only."""
+        return "nccl" if self.is_cuda else wanted
 
     @property
     def supports_graphs(self) -> bool:

@@ -194,6 +194,7 @@ def _torch_worker(spec: RankSpec, rendezvous: str) -> RankWorker:
     from cluster.model.tp_group import TPGroup
     from cluster.worker.worker import Worker
 
-    backend = Device.select(spec.config.device, spec.rank).collectives_backend
+    device = Device.select(spec.config.device, spec.rank)
+    backend = device.collectives_backend(spec.config.collectives)
     group = TPGroup.join(spec.rank, spec.size, rendezvous, backend, COLLECTIVE_TIMEOUT_S)
     return Worker(spec.config, spec.rank, group)

@@ -1,9 +1,11 @@
-"""TPGroup: the ranks that hold one model together, and how they add up.
+"""TPGroup: the ranks that hold one model together.
 
-Owns the meeting of the ranks and their collectives. Knows no layers and no checkpoint.
+Owns the meeting of the ranks and the shapes of what they exchange; how they exchange it is the
+business of `Collectives`. Knows no layers and no checkpoint.
 """
 
 import datetime
+import logging
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -11,19 +13,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cluster.model.collectives import Collectives, TorchCollectives
+from cluster.model.shm_collectives import ShmCollectives, ShmUnavailableError
+
+Backend = Literal["auto", "shm", "gloo", "nccl"]
+"""`auto`: shared memory where all ranks are on one host and it can be had, else gloo."""
+
+_log = logging.getLogger(__name__)
+
 
 class TPGroup:
-    """The ranks that hold one model together. Size 1 needs no torch.distributed."""
+    """A rank's membership. A group of one needs no collectives."""
 
-    def __init__(self, rank: int = 0, size: int = 1, process_group: Any = None) -> None:
-        """`process_group`: a torch ProcessGroup or Backend of exactly these ranks."""
+    def __init__(
+        self, rank: int = 0, size: int = 1, collectives: Collectives | None = None
+    ) -> None:
+        """`collectives`: of exactly these ranks."""
         if not 0 <= rank < size:
             raise ValueError(f"rank {rank} is outside a group of {size}")
-        if size > 1 and process_group is None:
-            raise ValueError(f"a group of {size} ranks needs a process group")
+        if size > 1 and collectives is None:
+            raise ValueError(f"a group of {size} ranks needs collectives")
         self.rank = rank
         self.size = size
-        self._process_group = process_group
+        self._collectives = collectives
 
     @classmethod
     def join(
@@ -31,10 +43,10 @@ class TPGroup:
         rank: int,
         size: int,
         rendezvous: str,
-        backend: Literal["gloo", "nccl"],
+        backend: Backend,
         timeout_s: float = 60.0,
     ) -> "TPGroup":
-        """Meet the other ranks; every rank calls this with the same rendezvous.
+        """Meet the other ranks; every rank calls this with the same rendezvous and backend.
 
         Args:
             rendezvous: `file:///path` (one node; a path nobody used before; gloo then listens on
@@ -43,46 +55,55 @@ class TPGroup:
 
         Raises:
             ValueError: the rendezvous has another scheme.
-            RuntimeError: the ranks did not meet in time (torch's own DistError).
+            RuntimeError: the ranks did not meet in time (torch's own DistError), or `shm` was
+                asked for and cannot be had.
         """
         if size == 1:
             return cls()
         timeout = datetime.timedelta(seconds=timeout_s)
         store = _store(rank, size, rendezvous, timeout)
-        if backend == "nccl":
-            nccl: Any = dist.ProcessGroupNCCL
-            options = nccl.Options()
-            options._timeout = timeout
-            return cls(rank, size, nccl(store, rank, size, options))
-        gloo: Any = dist.ProcessGroupGloo
-        gloo_options = gloo._Options()
-        gloo_options._timeout = timeout
-        local = rendezvous.startswith("file:")
-        gloo_options._devices = [
-            gloo.create_device(hostname="127.0.0.1") if local else gloo.create_default_device()
-        ]
-        return cls(rank, size, gloo(store, rank, size, gloo_options))
+        one_host = rendezvous.startswith("file:")
+        if backend == "shm" or (backend == "auto" and one_host):
+            try:
+                return cls(rank, size, ShmCollectives.meet(store, rank, size, timeout_s))
+            except ShmUnavailableError as error:
+                if backend == "shm":
+                    raise
+                _log.warning("collectives: gloo, shared memory is not available (%s)", error)
+        by_torch: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
+        met = TorchCollectives.meet(store, rank, size, by_torch, timeout, one_host)
+        return cls(rank, size, met)
+
+    @property
+    def collectives(self) -> str:
+        """For people: `shm`, `gloo`, `nccl`, or `none` for a group of one."""
+        return "none" if self._collectives is None else self._collectives.name
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum of every rank's `x`, in place; also returned."""
-        if self.size > 1:
-            self._process_group.allreduce([x]).wait()
-        return x
+        """Sum of every rank's `x`, in place; also returned. float32 or bfloat16."""
+        if self._collectives is None:
+            return x
+        if x.is_contiguous():
+            self._collectives.all_reduce(x)
+            return x
+        dense = x.contiguous()
+        self._collectives.all_reduce(dense)
+        return x.copy_(dense)
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Every rank's `x` side by side along the last dimension, rank 0 first."""
-        if self.size == 1:
+        if self._collectives is None:
             return x
         gathered = torch.empty(self.size * x.numel(), dtype=x.dtype, device=x.device)
-        self._process_group._allgather_base(gathered, x.reshape(-1)).wait()
+        self._collectives.all_gather(x.contiguous(), gathered)
         if x.dim() == 1:
             return gathered
         return torch.cat(gathered.view(self.size, *x.shape).unbind(0), dim=-1)
 
     def close(self) -> None:
         """Leave the group; collectives fail afterwards."""
-        if self._process_group is not None:
-            self._process_group.shutdown()
+        if self._collectives is not None:
+            self._collectives.close()
 
 
 def _store(rank: int, size: int, rendezvous: str, timeout: datetime.timedelta) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cluster.batch import AppendedRow, ModelRunnerOutput, ScheduledRow, SchedulerOutput, StartedRow
 from cluster.config import EngineConfig
+from cluster.model.collectives import TorchCollectives
 from cluster.model.tp_group import TPGroup
 from cluster.request import SamplingParams
 from cluster.worker.worker import Worker
@@ -89,7 +90,7 @@ class ThreadGroup(TPGroup):
     """A TPGroup whose ranks are threads of this process."""
 
     def __init__(self, rank: int, size: int, meeting: threading.Barrier, table: list[Any]) -> None:
-        super().__init__(rank, size, process_group=table)
+        super().__init__(rank, size, TorchCollectives("threads", table))
         self._meeting = meeting
         self._table = table
 

@@ -11,7 +11,7 @@ def test_cpu_takes_float32_unless_asked_otherwise() -> None:
     assert device.torch_device == torch.device("cpu")
     assert device.dtype("auto") is torch.float32
     assert device.dtype("bfloat16") is torch.bfloat16
-    assert device.collectives_backend == "gloo"
+    assert device.collectives_backend("shm") == "shm"
     assert not device.supports_graphs
 
 
@@ -36,7 +36,7 @@ def test_each_rank_takes_its_own_gpu_or_the_only_one(monkeypatch: pytest.MonkeyP
     device = Device.select("cuda", rank=2)
     assert chosen == [2, 0]
     assert device.dtype("auto") is torch.bfloat16
-    assert (device.collectives_backend, device.supports_graphs) == ("nccl", True)
+    assert (device.collectives_backend("shm"), device.supports_graphs) == ("nccl", True)
 
 
 def test_free_memory_is_less_than_all_memory() -> None:

@@ -13,4 +13,5 @@ PYBIND11_MODULE(_native, module) {
   bind_linear(module);
   bind_logits(module);
   bind_norm(module);
+  bind_shm(module);
 }

@@ -9,3 +9,4 @@ void bind_attention(pybind11::module_& module);
 void bind_linear(pybind11::module_& module);
 void bind_logits(pybind11::module_& module);
 void bind_norm(pybind11::module_& module);
+void bind_shm(pybind11::module_& module);

@@ -1,7 +1,5 @@
 import dataclasses
-import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,53 +29,6 @@ def fill(shards: list[TensorShard], full: dict[str, torch.Tensor]) -> None:
 def here(group: TPGroup) -> Placement:
     device = torch.device("cpu")
     return Placement(group, device, torch.float32, TorchKernels(device, torch.float32))
-
-
-def test_one_rank_needs_no_process_group() -> None:
-    group = TPGroup()
-    x = torch.arange(3.0)
-    assert group.all_reduce(x) is x
-    assert group.all_gather(x) is x
-    group.close()
-
-
-def test_a_group_must_fit_its_rank_and_have_a_way_to_speak() -> None:
-    with pytest.raises(ValueError, match="outside a group of 2"):
-        TPGroup(2, 2, object())
-    with pytest.raises(ValueError, match="needs a process group"):
-        TPGroup(0, 2)
-    with pytest.raises(ValueError, match="neither file"):
-        TPGroup.join(0, 2, "udp://x", "gloo")
-    assert TPGroup.join(0, 1, "", "gloo").size == 1
-
-
-def _meet(rank: int, rendezvous: str, results: Any) -> None:
-    torch.set_num_threads(1)
-    group = TPGroup.join(rank, 2, rendezvous, "gloo", timeout_s=30)
-    with torch.inference_mode():
-        total = group.all_reduce(torch.full((2, 3), rank + 1.0))
-        flat = group.all_gather(torch.tensor([rank, rank]))
-        wide = group.all_gather(torch.tensor([[rank * 10.0], [rank * 10.0 + 1]]))
-        scalar = group.all_gather(torch.tensor([7 + rank], dtype=torch.int64))
-    results.put((rank, total.tolist(), flat.tolist(), wide.tolist(), scalar.tolist()))
-    group.close()
-
-
-def test_two_processes_meet_through_a_file_and_speak_gloo(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    rendezvous = f"file://{tmp_path}/meeting"
-    ranks = [
-        context.Process(target=_meet, args=(rank, rendezvous, results), daemon=True)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    answers = sorted(results.get(timeout=60) for _ in ranks)
-    for rank in ranks:
-        rank.join(30)
-    want = [[3.0] * 3] * 2, [0, 0, 1, 1], [[0.0, 10.0], [1.0, 11.0]], [7, 8]
-    assert answers == [(0, *want), (1, *want)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
