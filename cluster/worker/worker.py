@@ -42,6 +42,8 @@ from cluster.model.weight_cache import WeightCache, cache_key, held_tensors
 from cluster.model.weights import Progress as OnProgress
 from cluster.model.weights import load_weights
 from cluster.plan.memory import (
+    CPU_KV_BYTES,
+    CPU_KV_SHARE,
     GIB,
     check_tensor_parallel_size,
     fit_max_model_len,
@@ -53,10 +55,8 @@ from cluster.worker.input_batch import InputBatch
 from cluster.worker.model_runner import ModelRunner, run_dummy
 from cluster.worker.ngram import NgramProposer
 from cluster.worker.sampler import Sampler
+from cluster.worker.sizing import advised, check_weights, log_memory, plan_rank
 from cluster.worker.speculative import Proposer, Speculator
-
-CPU_KV_SHARE, CPU_KV_BYTES = 0.25, 2 * GIB
-"""Default KV cache on a CPU, all ranks together: this share of the free memory, at most this."""
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ class Worker:
         self._kernels = select_kernels(self.device, self._dtype, config)
         self._backend = select_attention(config, self.device, self._kernels, kv_width, self._dtype)
         self._num_real_tokens = _num_real_tokens(self._model_dir, self.model_config.vocab_size)
+        self._plan = plan_rank(config, self.model_config, self.device, self._dtype.itemsize)
         self._weight_bytes = 0
         self._model: Decoder | None = None
         self._small: Worker | None = None
@@ -129,7 +130,9 @@ class Worker:
 
         Raises:
             WeightError: the checkpoint is incomplete or of another model.
+            ValueError: the weights do not fit the device; the message names settings that would.
         """
+        check_weights(self._plan)
         device = self.device.torch_device
         kernels = self._kernels
         where = Placement(self.group, device, self._dtype, kernels, self.config.deterministic)
@@ -149,6 +152,7 @@ class Worker:
         )
         for line in kernels.describe() if self.rank == 0 else ():
             _log.info("%s", line)
+        log_memory(self._plan, self.device, self.rank, kv_bytes=0)
         self._model = model.eval()
         self._small = self._load_small()
 
@@ -212,7 +216,8 @@ class Worker:
         else:
             share = int(self.device.free_memory() * CPU_KV_SHARE)
             room = min(share, CPU_KV_BYTES) // self.group.size
-        blocks = num_kv_blocks(room, token_bytes, config.block_size)
+        with advised(self._plan, config):
+            blocks = num_kv_blocks(room, token_bytes, config.block_size)
         if config.kv_cache_gib is None:
             blocks = min(blocks, needed)
         offered = torch.tensor([blocks], dtype=torch.int64, device=self.device.torch_device)
@@ -226,9 +231,11 @@ class Worker:
             ValueError: max_model_len does not fit the model or the cache.
         """
         config, model = self.config, self._loaded()
-        max_model_len = fit_max_model_len(
-            config.max_model_len, self.model_config.max_position, num_blocks, config.block_size
-        )
+        positions = self.model_config.max_position
+        with advised(self._plan, config):
+            max_model_len = fit_max_model_len(
+                config.max_model_len, positions, num_blocks, config.block_size
+            )
         kv_cache = self._allocate(num_blocks)
         batch = InputBatch(
             config.max_num_seqs,
@@ -241,6 +248,8 @@ class Worker:
         speculator = self._speculator(num_blocks)
         self._runner = ModelRunner(model, self._backend, kv_cache, batch, sampler, speculator)
         run_dummy(model, self._backend, kv_cache, num_tokens=2)
+        kv_bytes = num_blocks * config.block_size * self._kv_bytes_per_token()
+        log_memory(self._plan, self.device, self.rank, kv_bytes)
         self._facts = WorkerFacts(
             vocab_size=self.model_config.vocab_size,
             num_real_tokens=self._num_real_tokens,
