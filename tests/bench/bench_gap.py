@@ -45,11 +45,11 @@ def test_the_gap_beside_a_long_prompt() -> None:
 def report(model: Path, streams: int, prompt: int) -> list[str]:
     """One line a setting; the target is one and a half times the calm gap."""
     engine = Engine(model, streams, prompt)
-    calm = statistics.median(engine.measure(None).calm)
+    free = engine.measure(None)
+    target = 1.5 * statistics.median(free.calm)
     lines = []
-    for target in (1.5 * calm, None):
-        gaps = engine.measure(target)
-        name = "no target" if target is None else f"target {target:.1f} ms"
+    for bound, gaps in ((None, free), (target, engine.measure(target))):
+        name = "no target" if bound is None else f"target {bound:.1f} ms"
         before, after = percentile(gaps.calm, 0.99), percentile(gaps.disturbed, 0.99)
         lines.append(
             f"{streams} streams, {prompt} tokens, {name}: calm p50 "
