@@ -14,7 +14,7 @@ than half of what the youngest does. The oldest is never a candidate while there
 it always goes on, and with it everybody in turn.
 
 Other orders were simulated (least to compute again, most blocks, most tokens left to draw): none
-recomputed less in every pool size. Copying the blocks out instead is weighed in ADR 4.
+recomputed less in every pool size. Copying the blocks out instead is weighed in docs/adr/0005.
 """
 
 from bisect import bisect_left
