@@ -20,7 +20,7 @@ NOT_KNOWN, DOES_NOT_FIT = 1, 2
 NUMBERS = ("bf16", "fp8", "int8", "fp32")
 SETTINGS = (
     *("device", "tensor_parallel_size", "dtype", "kv_dtype", "max_model_len"),
-    *("gpu_memory_utilization", "kv_cache_gib"),
+    *("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs"),
 )
 FIGURES = ("memory_gib", "gb_per_s", "tflops", "price_per_hour")
 
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=NUMBERS, help="of the weights; bf16 unless told")
     add("--kv-dtype", choices=NUMBERS, help="of keys and values; that of what is not quantised")
     add("--max-model-len", type=_count, help="the context wanted")
+    add("--max-num-seqs", type=_count, help="requests in a step at most; 64 unless told")
     add("--length", type=_count, action="append", help="tokens of a request, for concurrency")
     add("--batch", type=_count, action="append", help="requests in a step, for speed")
     add("--context", type=int, help="tokens in each request's cache, for speed")
@@ -148,7 +149,7 @@ def _deployment(settings: dict[str, Any], figures: dict[str, float]) -> tuple[st
         max_model_len=settings.get("max_model_len"),
         utilization=settings.get("gpu_memory_utilization", GPU_UTILIZATION),
         kv_cache_bytes=cache_bytes,
-        max_num_seqs=settings.get("max_num_seqs"),
+        max_num_seqs=settings.get("max_num_seqs", 64),
         block_size=block_size,
     )
 

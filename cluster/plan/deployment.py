@@ -100,7 +100,7 @@ class Deployment:
     @property
     def kv_pool_bytes(self) -> int:
         """What one rank's KV cache will take: its room, or less where requests are few."""
-        if self.max_num_seqs is None:
+        if self.max_num_seqs is None or self.kv_cache_bytes is not None:
             return self.kv_room
         pages = -(-(self.max_model_len or self.max_position) // self.block_size)
         blocks = self.max_num_seqs * pages + 1

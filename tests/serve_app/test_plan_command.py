@@ -81,6 +81,12 @@ def test_a_folder_is_planned_from_its_config() -> None:
     assert found["per_rank"]["weight_bytes"] == found["settings"]["parameters"] * 4
 
 
+def test_few_requests_need_a_small_cache() -> None:
+    words = (DEMO, "--device", "cpu", "--max-model-len", "512", "--max-num-seqs", "4")
+    rank = planned(*words)["per_rank"]
+    assert rank["kv_cache_bytes"] == (4 * 32 + 1) * 16 * rank["kv_bytes_per_token"]
+
+
 def test_a_services_file_brings_model_and_settings() -> None:
     found = planned("--config", str(ROOT / "configs/deepseek-r1-32b.yaml"), "--gpu", "H100-80")
     assert found["model"] == "deepseek-r1-32b"
