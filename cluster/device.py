@@ -80,16 +80,6 @@ class Device:
         with contextlib.suppress(RuntimeError):  # allowed once, before the first parallel region
             torch.set_num_interop_threads(1)
 
-    def pin_cores(self, rank: int, count: int) -> bool:
-        """Pin this process to `count` allowed cores of its own; False where there are too few."""
-        if self.is_cuda or not hasattr(os, "sched_setaffinity"):
-            return False
-        cores = sorted(os.sched_getaffinity(0))[rank * count : (rank + 1) * count]
-        if len(cores) < count:
-            return False
-        os.sched_setaffinity(0, cores)
-        return True
-
     def total_memory(self) -> int:
         """Bytes of the device's memory, for a CPU of the machine or its container."""
         if self.is_cuda:

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from cluster.config import EngineConfig
+from cluster.cores import threads_per_rank
 
 
 class RankSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +78,6 @@ def rank_environment(spec: RankSpec) -> dict[str, str]:
     On one node collectives never leave the loopback interface; between nodes the operator's own
     GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME hold.
     """
-    threads = {"OMP_NUM_THREADS": str(spec.config.threads_per_rank or 1)}
+    threads = {"OMP_NUM_THREADS": str(threads_per_rank(spec.config.threads_per_rank, spec.size))}
     local = {"GLOO_SOCKET_IFNAME": "lo"} if spec.directory is not None else {}
     return threads | local

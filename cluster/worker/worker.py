@@ -32,6 +32,7 @@ from cluster.attention.backend import allocate_kv_layer
 from cluster.attention.selection import select_attention
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.config import EngineConfig
+from cluster.cores import pin_rank, threads_per_rank
 from cluster.device import Device
 from cluster.kernels.selection import select_kernels
 from cluster.model.decoder import Decoder
@@ -104,8 +105,10 @@ class Worker:
         check_tensor_parallel_size(self.model_config.shape, group.size)
         self.device = Device.select(config.device, rank)
         if not self.device.is_cuda:
-            self.device.use_threads(config.threads_per_rank or 1)
-            if config.pin_ranks and not self.device.pin_cores(rank, config.threads_per_rank or 1):
+            threads = threads_per_rank(config.threads_per_rank, group.size)
+            self.device.use_threads(threads)
+            pinned = pin_rank(rank, group.size, threads, config.pin_ranks)
+            if config.pin_ranks and not pinned:
                 _log.warning("rank %d is not pinned: too few cores", rank)
         self._dtype = self.device.dtype(config.dtype)
         kv_width = self.model_config.num_kv_heads // group.size * self.model_config.head_dim
