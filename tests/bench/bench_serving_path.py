@@ -8,6 +8,11 @@ and the processor time that each process spent per event. Nothing is asserted ab
     python -m tests.bench.bench_serving_path [--streams 64] [--tokens 2000] [--pace 0 400]
         [--direct] [--rounds 3]
 
+What an event costs where each is written and read by itself (25,000 a second, two Zen 4 cores, in
+microseconds of processor time): ingress 26, nearly half of it the kernel's send; HAProxy 14; client
+11; replica 5; Ray's idle processes 5; engine 2. Faster than that, events share writes: flat out the
+ingress spends 6, the replica 4, HAProxy and the client less than 1 each.
+
 `--direct` also reads past HAProxy, from the ingress itself. `make bench` runs it with the defaults.
 """
 
