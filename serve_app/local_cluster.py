@@ -118,7 +118,7 @@ class LocalCluster:
             "ENABLE_HA_PROXY": 1,
             "THROUGHPUT_OPTIMIZED": 1,
             "HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.http_limits.serve_middlewares",
-            # Its default, 0.1 s, costs a twentieth of a core for ever, and here every core computes.
+            # The default, 0.1 s, costs a twentieth of a core for ever; here every core computes.
             "CONTROL_LOOP_INTERVAL_S": 0.25,
             "HAPROXY_NBTHREAD": 1,
             # More than http_limits.MAX_HEADER_BYTES, so that it is the application that refuses.
