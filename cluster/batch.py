@@ -42,9 +42,9 @@ class AppendedRow(msgspec.Struct, array_like=True):
 class ScheduledRow(msgspec.Struct, array_like=True):
     """One row's share: compute `num_tokens` tokens from position `num_computed`.
 
-        known     [ p p p p t ]
-        drafts                [ a b ]       num_computed 4, num_tokens 3
-        draws behind        t   a b         1 + len(drafts) sampling positions
+    known     [ p p p p t ]
+    drafts                [ a b ]       num_computed 4, num_tokens 3
+    draws behind        t   a b         1 + len(drafts) sampling positions
     """
 
     row: int

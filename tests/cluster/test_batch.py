@@ -24,7 +24,9 @@ frames = st.builds(
     SchedulerOutput,
     step=st.integers(0, 2**40),
     released=st.lists(rows, max_size=3),
-    started=st.lists(st.builds(StartedRow, rows, ids, st.integers(1, 9), ids, params, ids), max_size=3),
+    started=st.lists(
+        st.builds(StartedRow, rows, ids, st.integers(1, 9), ids, params, ids), max_size=3
+    ),
     appended=st.lists(st.builds(AppendedRow, rows, ids), max_size=3),
     scheduled=st.lists(
         st.builds(ScheduledRow, rows, st.integers(0, 9), st.integers(1, 9), st.booleans(), ids),
