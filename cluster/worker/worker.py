@@ -183,7 +183,7 @@ class Worker:
             config,
             model_path=path,
             tensor_parallel_size=1,
-            max_model_len=min(longest, config.max_model_len or longest),
+            max_model_len=config.max_model_len and min(longest, config.max_model_len),
             speculation="off",
             pin_ranks=False,
         )
