@@ -6,9 +6,11 @@ device, `native_kernels.NativeKernels` with the compiled extension on CPUs; `sel
 Shape letters: M rows (tokens), K inputs, N outputs, D hidden, F intermediate.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+Quantization = Literal["none", "int8", "fp8"]
 
 ROW_BLOCK = 16
 """Rows are stored in groups of so many by kernels that reorder them."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.kernels.int8 import NativeInt8Weight
 from cluster.kernels.kernels import LinearWeight
 from cluster.kernels.torch_kernels import PlainWeight
 
@@ -76,14 +77,21 @@ class NativeKernels:
     name = "native"
     layout = "bf16 blocks of 16 outputs x 2 inputs"
 
-    def __init__(self, native: Any, instructions: str, classes: Sequence[RowClass]) -> None:
+    def __init__(
+        self, native: Any, instructions: str, classes: Sequence[RowClass], int8: bool = False
+    ) -> None:
         """`classes`: in growing order of `first_row`, the first from row 1; empty: matrices are
         float32, which torch multiplies."""
         self.native = native
         self._instructions = instructions
         self._classes = classes
+        self._int8 = int8
+        if int8:
+            self.layout = "int8 blocks of 16 outputs x 4 inputs"
 
     def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
+        if self._int8:
+            return NativeInt8Weight(self.native, n, k, bias)
         if not self._classes:
             return PlainWeight(n, k, bias, torch.device("cpu"), torch.float32)
         return PackedWeight(self.native, n, k, bias, self._classes)
@@ -104,6 +112,8 @@ class NativeKernels:
 
     def describe(self) -> list[str]:
         lines = [f"dense layers: native (this CPU runs {self._instructions})"]
+        if self._int8:
+            return [*lines, "linear: 8-bit dot products, activations quantised row by row"]
         if not self._classes:
             lines.append("linear: torch (float32 matrices are not packed)")
         lines += [f"linear from {c.first_row} rows: {c.label}" for c in self._classes]

@@ -30,30 +30,44 @@ def select_kernels(device: Device, dtype: torch.dtype, config: EngineConfig) -> 
     Raises:
         RuntimeError: `kernels: native` or `deterministic` is asked for and cannot be had; the
             message says why.
+        ValueError: the quantisation does not exist on this device.
     """
-    reason = _obstacle(device, dtype, config)
-    if reason is None:
-        extension, instructions = native.load()
-        if extension is not None:
-            narrow = dtype is torch.bfloat16
-            classes = _measure_classes(extension, config.deterministic) if narrow else []
-            return NativeKernels(extension, instructions, classes)
-        reason = f"the compiled kernels are {instructions}"
+    if config.quantization == "fp8" and not device.is_cuda:
+        raise ValueError("quantization: fp8 is computed on GPUs; on a CPU use quantization: int8")
+    extension, reason = _native(device, dtype, config)
+    if extension is not None:
+        return _native_kernels(extension, reason, dtype, config)
     if config.kernels == "native" or (config.deterministic and not device.is_cuda):
         asked = "kernels: native" if config.kernels == "native" else "deterministic: true"
         raise RuntimeError(f"{asked} cannot be served: {reason}")
-    widen_from = NEVER if device.is_cuda or dtype is torch.float32 else _measure_widening()
-    return TorchKernels(device.torch_device, dtype, reason, widen_from)
+    plain = device.is_cuda or dtype is torch.float32 or config.quantization != "none"
+    widen_from = NEVER if plain else _measure_widening()
+    return TorchKernels(device.torch_device, dtype, reason, widen_from, config.quantization)
 
 
-def _obstacle(device: Device, dtype: torch.dtype, config: EngineConfig) -> str | None:
+def _native(device: Device, dtype: torch.dtype, config: EngineConfig) -> tuple[Any, str]:
+    """(the extension, its instructions) or (None, why it does not serve)."""
     if device.is_cuda:
-        return "the device is a GPU"
+        return None, "the device is a GPU"
     if config.kernels == "torch":
-        return "kernels: torch"
-    if dtype is torch.float32 and config.deterministic:
-        return "torch's float32 products depend on the batch; set dtype: bfloat16"
-    return None
+        return None, "kernels: torch"
+    if dtype is torch.float32 and (config.deterministic or config.quantization != "none"):
+        return None, "float32 matrices are multiplied by torch; set dtype: bfloat16"
+    extension, about = native.load()
+    if extension is not None and config.quantization == "int8" and not extension.int8_supported():
+        return None, "this CPU lacks the 8-bit dot product"
+    return extension, about if extension is not None else f"the compiled kernels are {about}"
+
+
+def _native_kernels(
+    extension: Any, instructions: str, dtype: torch.dtype, config: EngineConfig
+) -> NativeKernels:
+    if config.quantization == "int8":
+        return NativeKernels(extension, instructions, [], int8=True)
+    if dtype is torch.float32:
+        return NativeKernels(extension, instructions, [])
+    classes = _measure_classes(extension, config.deterministic)
+    return NativeKernels(extension, instructions, classes)
 
 
 def _measure_classes(extension: Any, deterministic: bool) -> list[RowClass]:

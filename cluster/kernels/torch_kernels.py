@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.kernels.fp8 import Fp8Weight
+from cluster.kernels.int8 import TorchInt8Weight
+from cluster.kernels.kernels import LinearWeight, Quantization
+
 NEVER = 1 << 62
 
 
@@ -62,13 +66,21 @@ class TorchKernels:
         dtype: torch.dtype,
         reason: str = "asked for",
         widen_from: int = NEVER,
+        quantization: Quantization = "none",
     ) -> None:
         self._device = device
+        self._quantization = quantization
+        if quantization != "none":
+            self.layout = f"rows of {quantization}"
         self._dtype = dtype
         self._reason = reason
         self._widen_from = widen_from
 
-    def linear_weight(self, n: int, k: int, bias: bool = False) -> PlainWeight:
+    def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
+        if self._quantization == "int8":
+            return TorchInt8Weight(n, k, bias, self._device, self._dtype)
+        if self._quantization == "fp8":
+            return Fp8Weight(n, k, bias, self._device, self._dtype)
         return PlainWeight(n, k, bias, self._device, self._dtype, self._widen_from)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -86,6 +98,8 @@ class TorchKernels:
 
     def describe(self) -> list[str]:
         lines = [f"dense layers: torch ({self._reason})"]
-        if self._widen_from < NEVER:
+        if self._quantization != "none":
+            lines.append(f"linear: torch in {self._quantization}")
+        elif self._widen_from < NEVER:
             lines.append(f"linear from {self._widen_from} rows: torch in float32 (measured faster)")
         return lines

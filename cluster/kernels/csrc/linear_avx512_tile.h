@@ -44,8 +44,9 @@ inline void finish_lanes(const float* sums, __mmask16 lanes, const bf16* bias, v
   }
 }
 
-void finish(const float* sums, std::int64_t rows, std::int64_t columns, const bf16* bias,
+[[maybe_unused]] void finish(const float* sums, std::int64_t rows, std::int64_t columns, const Epilogue& epilogue,
             Output out) {
+  const bf16* bias = epilogue.bias;
   const std::int64_t size = out.wide ? sizeof(float) : sizeof(bf16);
   for (std::int64_t r = 0; r < rows; ++r) {
     char* row = static_cast<char*>(out.data) + r * out.stride * size;
@@ -142,13 +143,14 @@ void accumulate(const void* row_panel, const bf16* weight, std::int64_t pairs, s
 }
 
 template <class Chain>
-constexpr Kernel kernel(const char* name, bool (*supported)()) {
+constexpr Kernel kernel(const char* name, bool (*supported)(),
+                        decltype(Kernel::finish) finish_sums = finish) {
   return {name,
           supported,
           Chain::kValues * sizeof(typename Chain::Value),
           pack_rows<Chain>,
           accumulate<Chain>,
-          finish};
+          finish_sums};
 }
 
 }  // namespace

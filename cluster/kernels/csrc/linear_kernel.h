@@ -51,6 +51,21 @@ struct Ahead {
   std::int64_t other;  // bytes to a second line; 0: there is none
 };
 
+// What makes a sum an output, for the columns and rows from some point on; unused parts are null.
+struct Epilogue {
+  const bf16* bias;                // [n]
+  const float* column_scale;       // [n] of quantised weights
+  const std::int32_t* column_sum;  // [n] sums of quantised weights
+  const float* row_scale;          // [m] of quantised activations
+
+  Epilogue at(std::int64_t row, std::int64_t column) const {
+    return {bias == nullptr ? nullptr : bias + column,
+            column_scale == nullptr ? nullptr : column_scale + column,
+            column_sum == nullptr ? nullptr : column_sum + column,
+            row_scale == nullptr ? nullptr : row_scale + row};
+  }
+};
+
 // The functions of one instruction set. `rows` is 1 ... kMaxTileRows.
 struct Kernel {
   const char* name;
@@ -64,13 +79,14 @@ struct Kernel {
   void (*accumulate)(const void* row_panel, const bf16* weight, std::int64_t pairs,
                      std::int64_t rows, float* sums, bool fresh, Ahead ahead);
 
-  // out[r][0 ... columns) = sums[r] + bias, rounded once.
-  void (*finish)(const float* sums, std::int64_t rows, std::int64_t columns, const bf16* bias,
-                 Output out);
+  // out[r][0 ... columns) = the outputs of sums[r], rounded once.
+  void (*finish)(const float* sums, std::int64_t rows, std::int64_t columns,
+                 const Epilogue& epilogue, Output out);
 };
 
 extern const Kernel kAvx512Bf16;  // the CPU's bfloat16 dot product
 extern const Kernel kAvx512;      // float32 products of widened weights
+extern const Kernel kAvx512Vnni;  // int8 x uint8 (see linear_int8.h); not one of variants()
 
 // The kernels this CPU can run, the likely fastest first.
 const std::vector<const Kernel*>& variants();
@@ -80,7 +96,7 @@ struct Call {
   std::int64_t m;
   const bf16* packed;
   std::int64_t n;
-  const bf16* bias;  // [n] or null
+  Epilogue epilogue;
   Output out;
 };
 

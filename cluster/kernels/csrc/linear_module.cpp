@@ -100,7 +100,7 @@ Tensor linear_forward(const Tensor& x, const Tensor& packed, std::int64_t n,
                           m,
                           bits(packed),
                           n,
-                          biased ? bits(*bias) : nullptr,
+                          {biased ? bits(*bias) : nullptr, nullptr, nullptr, nullptr},
                           {out.data_ptr(), n, out_dtype == at::kFloat}};
   linear::run(*kernels[variant], call, at::get_num_threads());
   return out;

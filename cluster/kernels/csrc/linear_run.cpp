@@ -129,8 +129,7 @@ class Block {
     const std::int64_t size = call_.out.wide ? sizeof(float) : sizeof(bf16);
     char* out = static_cast<char*>(call_.out.data) + (row * call_.out.stride + column) * size;
     kernel_.finish(sums, end - row, std::min(kPanel, call_.n - column),
-                   call_.bias == nullptr ? nullptr : call_.bias + column,
-                   {out, call_.out.stride, call_.out.wide});
+                   call_.epilogue.at(row, column), {out, call_.out.stride, call_.out.wide});
   }
 
   const Kernel& kernel_;
@@ -171,6 +170,7 @@ void run(const Kernel& kernel, const Call& call, int threads) {
     Call block = call;
     block.m = std::min(kBlockRows, call.m - row);
     block.x.data += row * call.x.stride;
+    block.epilogue = call.epilogue.at(row, 0);
     block.out.data = static_cast<char*>(call.out.data) + row * call.out.stride * size;
     run_block(kernel, block, threads);
   }

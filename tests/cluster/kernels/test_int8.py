@@ -1,0 +1,73 @@
+"""8-bit matrices: the extension and torch agree to the bit, and both are near the real product."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.kernels import native
+from cluster.kernels.int8 import NativeInt8Weight, TorchInt8Weight, quantize_rows
+
+CPU = torch.device("cpu")
+
+
+def extension() -> Any:
+    module, reason = native.load()
+    if module is None or not module.int8_supported():
+        pytest.skip(f"no compiled 8-bit kernels here: {reason}")
+    return module
+
+
+def both(n: int, k: int, bias: bool, seed: int = 0) -> tuple[NativeInt8Weight, TorchInt8Weight]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(n, k, generator=generator).to(torch.bfloat16)
+    compiled = NativeInt8Weight(extension(), n, k, bias)
+    plain = TorchInt8Weight(n, k, bias, CPU, torch.bfloat16)
+    for weight in (compiled, plain):
+        for row in range(0, n, 32):
+            weight.write(row, rows[row : row + 32])
+        if weight.bias is not None:
+            weight.bias.copy_(torch.linspace(-1, 1, n))
+    return compiled, plain
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 90), st.integers(2, 150), st.booleans())
+def test_the_extension_and_torch_agree_to_the_bit(m: int, n: int, k: int, bias: bool) -> None:
+    compiled, plain = both(n, k, bias)
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(torch.bfloat16)
+    assert torch.equal(compiled(x, full_precision=True), plain(x, full_precision=True))
+    assert torch.equal(compiled(x), plain(x))
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    compiled, _ = both(64, 96, False)
+    x = torch.randn(33, 96).to(torch.bfloat16)
+    x[7] *= 1000
+    together = compiled(x, full_precision=True)
+    for row in range(33):
+        assert torch.equal(compiled(x[row : row + 1], full_precision=True)[0], together[row])
+
+
+def test_the_product_is_near_the_real_one() -> None:
+    torch.manual_seed(0)
+    weight = TorchInt8Weight(256, 512, False, CPU, torch.float32)
+    rows, x = torch.randn(256, 512).to(torch.bfloat16), torch.randn(16, 512)
+    weight.write(0, rows)
+    want = x @ rows.float().T
+    error = (weight(x) - want).square().mean().sqrt() / want.square().mean().sqrt()
+    assert error < 0.02
+
+
+def test_quantising_keeps_zeros_and_the_largest() -> None:
+    integers, scale = quantize_rows(torch.tensor([[0.0, 0.0], [0.5, -2.0]]))
+    assert integers.tolist() == [[0, 0], [32, -127]]
+    assert scale.tolist() == [[0.0], [pytest.approx(2 / 127)]]
+
+
+def test_rows_of_the_matrix_come_back_within_half_a_step() -> None:
+    compiled, plain = both(70, 33, False)
+    ids = torch.tensor([0, 69, 3, 3])
+    assert torch.equal(compiled.embedding(ids), plain.embedding(ids))
