@@ -63,5 +63,9 @@ class Kernels(Protocol):
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """[M, 2F] = [gate | up] -> silu(gate) * up [M, F]."""
 
+    def row_argmax(self, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the first `limit` numbers of each row [S, V]: (the highest float32, the first index
+        that has it int64, whether none is NaN or +inf bool), [S] each."""
+
     def describe(self) -> list[str]:
         """One line per choice: the operation, who computes it, and why."""

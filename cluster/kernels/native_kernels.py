@@ -110,6 +110,10 @@ class NativeKernels:
         product: Tensor = self.native.silu_and_mul(gate_up)
         return product
 
+    def row_argmax(self, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = self.native.row_argmax(logits, limit)
+        return found
+
     def describe(self) -> list[str]:
         lines = [f"dense layers: native (this CPU runs {self._instructions})"]
         if self._int8:

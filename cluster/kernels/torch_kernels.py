@@ -4,6 +4,8 @@ Owns one choice: matrices in bfloat16 on a CPU whose float32 units are faster ar
 call with many rows (see `selection`). Knows no layers.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -95,6 +97,10 @@ class TorchKernels:
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
         return F.silu(gate) * up
+
+    def row_argmax(self, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        values, ids = logits[:, :limit].float().max(-1)
+        return values, ids, values < math.inf
 
     def describe(self) -> list[str]:
         lines = [f"dense layers: torch ({self._reason})"]

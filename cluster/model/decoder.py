@@ -10,7 +10,7 @@ vocabulary, S sampling rows; N, K, F and V are this rank's share.
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.attention.backend import AttentionPlan, RotaryTable
 from cluster.model.layers import RMSNorm
@@ -27,11 +27,10 @@ from cluster.model.rotary import inverse_frequencies, rotary_table
 from cluster.plan.memory import check_tensor_parallel_size
 
 
-class Attention(nn.Module):
+class Attention:
     """Grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: ModelConfig, where: Placement) -> None:
-        super().__init__()
         self.head_dim = config.head_dim
         self.num_heads = where.split("query heads", config.num_heads)
         self.num_kv_heads = where.split("key/value heads", config.num_kv_heads)
@@ -44,7 +43,7 @@ class Attention(nn.Module):
         self.qkv_proj = ColumnParallelLinear(config.hidden_size, parts, config.qkv_bias, where)
         self.o_proj = RowParallelLinear(parts["q_proj"], config.hidden_size, where)
 
-    def forward(
+    def __call__(
         self,
         x: Tensor,
         rotary: RotaryTable,
@@ -57,36 +56,33 @@ class Attention(nn.Module):
         out = attention.attend(kv_layer, qkv, rotary)  # [T, N, H]
         if wanted is not None:
             out = out[wanted]
-        projected: Tensor = self.o_proj(out.reshape(-1, n * self.head_dim))  # [T, D]
-        return projected
+        return self.o_proj(out.reshape(-1, n * self.head_dim))  # [T, D]
 
     def shards(self, prefix: str) -> Iterator[TensorShard]:
         yield from self.qkv_proj.shards(prefix)
         yield from self.o_proj.shards(f"{prefix}.o_proj")
 
 
-class MLP(nn.Module):
+class MLP:
     """SwiGLU."""
 
     def __init__(self, config: ModelConfig, where: Placement) -> None:
-        super().__init__()
         inner = config.intermediate_size
         parts = {"gate_proj": inner, "up_proj": inner}
         self.kernels = where.kernels
         self.gate_up_proj = ColumnParallelLinear(config.hidden_size, parts, False, where)
         self.down_proj = RowParallelLinear(inner, config.hidden_size, where)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up_proj(x)  # [T, 2F]
-        out: Tensor = self.down_proj(self.kernels.silu_and_mul(gate_up))  # [T, F] -> [T, D]
-        return out
+        return self.down_proj(self.kernels.silu_and_mul(gate_up))  # [T, F] -> [T, D]
 
     def shards(self, prefix: str) -> Iterator[TensorShard]:
         yield from self.gate_up_proj.shards(prefix)
         yield from self.down_proj.shards(f"{prefix}.down_proj")
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer:
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
     The sum travels beside what is to be added to it, so that every addition joins the norm that
@@ -94,13 +90,12 @@ class DecoderLayer(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, where: Placement) -> None:
-        super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, where)
         self.self_attn = Attention(config, where)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, where)
         self.mlp = MLP(config, where)
 
-    def forward(
+    def __call__(
         self,
         x: Tensor,
         residual: Tensor | None,
@@ -130,7 +125,7 @@ class DecoderLayer(nn.Module):
         yield from self.mlp.shards(f"{prefix}.mlp")
 
 
-class Decoder(nn.Module):
+class Decoder:
     """The whole network. Weights are uninitialised until `weights.load_weights` has filled them."""
 
     def __init__(self, config: ModelConfig, where: Placement, max_position: int) -> None:
@@ -139,7 +134,6 @@ class Decoder(nn.Module):
         Raises:
             ValueError: the group's size does not divide the model.
         """
-        super().__init__()
         check_tensor_parallel_size(config.shape, where.group.size)
         self.config = config
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, where)
@@ -147,12 +141,12 @@ class Decoder(nn.Module):
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, where, tied
         )
-        self.layers = nn.ModuleList(DecoderLayer(config, where) for _ in range(config.num_layers))
+        self.layers = [DecoderLayer(config, where) for _ in range(config.num_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, where)
         frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         self.rotary = rotary_table(frequencies, max_position, where.device)
 
-    def forward(
+    def __call__(
         self,
         token_ids: Tensor,
         kv_cache: list[Tensor],
@@ -163,7 +157,7 @@ class Decoder(nn.Module):
 
         `wanted` [S]: return these tokens' alone, [S, D], and spare the last layer the others.
         """
-        x: Tensor = self.embed_tokens(token_ids)
+        x = self.embed_tokens(token_ids)
         residual: Tensor | None = None
         last = len(self.layers) - 1
         for number, (layer, kv_layer) in enumerate(zip(self.layers, kv_cache, strict=True)):
@@ -174,14 +168,12 @@ class Decoder(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[S, D] -> [S, V]: this rank's slice of the vocabulary."""
-        logits: Tensor = self.lm_head(hidden)
-        return logits
+        return self.lm_head(hidden)
 
     def shards(self) -> Iterator[TensorShard]:
         """Every tensor of the checkpoint, and where this rank's slice of it goes."""
         yield from self.embed_tokens.shards("model.embed_tokens")
         for number, layer in enumerate(self.layers):
-            assert isinstance(layer, DecoderLayer)
             yield from layer.shards(f"model.layers.{number}")
         yield from self.norm.shards("model.norm")
         tied = self.config.tie_word_embeddings

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.kernels.kernels import Kernels, LinearWeight
 from cluster.model.tp_group import TPGroup
@@ -33,9 +33,8 @@ class Placement:
     deterministic: bool = False
     """Sum over inputs in slices that do not depend on the number of ranks."""
 
-    def empty(self, *shape: int) -> nn.Parameter:
-        tensor = torch.empty(shape, device=self.device, dtype=self.dtype)
-        return nn.Parameter(tensor, requires_grad=False)
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, device=self.device, dtype=self.dtype)
 
     def split(self, what: str, size: int) -> int:
         """This rank's share of a dimension.
@@ -103,7 +102,7 @@ class TensorShard(NamedTuple):
     sink: Sink
 
 
-class ColumnParallelLinear(nn.Module):
+class ColumnParallelLinear:
     """Several linear layers over one input, merged into one matrix and split by output.
 
     weight = [part 0 of this rank | part 1 of this rank | ...], so that every rank's slice is itself
@@ -114,13 +113,12 @@ class ColumnParallelLinear(nn.Module):
         self, in_features: int, parts: Mapping[str, int], bias: bool, where: Placement
     ) -> None:
         """`parts`: checkpoint name of each part and its full number of outputs."""
-        super().__init__()
         self.parts = dict(parts)
         self.where = where
         self.local = {name: where.split(name, size) for name, size in parts.items()}
         self.weight = where.kernels.linear_weight(sum(self.local.values()), in_features, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return self.weight(x)
 
     def shards(self, prefix: str) -> Iterator[TensorShard]:
@@ -138,7 +136,7 @@ class ColumnParallelLinear(nn.Module):
             row += local
 
 
-class RowParallelLinear(nn.Module):
+class RowParallelLinear:
     """A linear layer whose input is already split over the ranks; no bias; sums over the ranks.
 
     In deterministic mode the inputs are cut into the same slices whatever the number of ranks, and
@@ -151,7 +149,6 @@ class RowParallelLinear(nn.Module):
     """
 
     def __init__(self, in_features: int, out_features: int, where: Placement) -> None:
-        super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.where = where
@@ -162,7 +159,7 @@ class RowParallelLinear(nn.Module):
             where.kernels.linear_weight(out_features, local // slices) for _ in range(slices)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         all_reduce = self.where.group.all_reduce
         if not self.where.deterministic:
             return all_reduce(self.weights[0](x))
@@ -187,14 +184,13 @@ def _slices(size: int) -> int:
     return next(slices for slices in (8, 4, 2, 1) if size % slices == 0)
 
 
-class VocabParallelEmbedding(nn.Module):
+class VocabParallelEmbedding:
     """Token embeddings, split by vocabulary."""
 
     def __init__(
         self, vocab_size: int, hidden_size: int, where: Placement, tied: LinearWeight | None = None
     ) -> None:
         """`tied`: the head's matrix where the model shares it; it is then filled by the head."""
-        super().__init__()
         self.vocab_size = vocab_size
         self.where = where
         self.tied = tied
@@ -202,7 +198,7 @@ class VocabParallelEmbedding(nn.Module):
         self.rows = rows
         self.weight = None if tied is not None else where.empty(rows, hidden_size)
 
-    def forward(self, token_ids: Tensor) -> Tensor:
+    def __call__(self, token_ids: Tensor) -> Tensor:
         """[T] ids -> [T, D], the same on every rank."""
         if self.where.group.size == 1:
             return self._look_up(token_ids)
@@ -219,23 +215,22 @@ class VocabParallelEmbedding(nn.Module):
 
     def shards(self, name: str) -> Iterator[TensorShard]:
         if self.weight is not None:
-            sink = TensorSink(self.weight.data)
+            sink = TensorSink(self.weight)
             start = self.where.group.rank * self.rows
             shape = (self.vocab_size, sink.shape[1])
             yield TensorShard(f"{name}.weight", shape, 0, start, sink)
 
 
-class ParallelLMHead(nn.Module):
+class ParallelLMHead:
     """Hidden states to the logits of this rank's vocabulary; never gathered here."""
 
     def __init__(self, vocab_size: int, hidden_size: int, where: Placement) -> None:
-        super().__init__()
         self.vocab_size = vocab_size
         self.where = where
         rows = where.split("vocabulary", vocab_size)
         self.weight = where.kernels.linear_weight(rows, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[S, D] -> [S, V / R]."""
         return self.weight(x)
 

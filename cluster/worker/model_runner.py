@@ -57,7 +57,8 @@ class ModelRunner:
         plan = self._backend.plan(inputs.metadata)
         wanted = torch.cat((inputs.sample_index, inputs.chunk_index))
         hidden = self._model(inputs.token_ids, self._kv_cache, plan, wanted)
-        sampling, chunks = hidden.split([len(inputs.sample_index), len(inputs.chunk_index)])
+        num_sampling = len(inputs.sample_index)
+        sampling, chunks = hidden[:num_sampling], hidden[num_sampling:]
         self._fail_chunks(chunks, inputs, output)
         if inputs.sample_rows:
             self._draw(self._model.compute_logits(sampling), inputs, output)

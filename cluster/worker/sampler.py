@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cluster.kernels.kernels import Kernels
 from cluster.model.tp_group import TPGroup
 from cluster.request import TokenLogprobs
 from cluster.worker.candidates import Filters, Offer, draw_offered
@@ -86,11 +87,21 @@ class _Chance(NamedTuple):
 class Sampler:
     """Draws one token per row from vocabulary-parallel logits."""
 
-    def __init__(self, group: TPGroup, vocab_size: int, num_real_tokens: int) -> None:
-        """`num_real_tokens`: ids at or above it exist in the model only and are never drawn."""
+    def __init__(
+        self,
+        group: TPGroup,
+        vocab_size: int,
+        num_real_tokens: int,
+        kernels: Kernels | None = None,
+    ) -> None:
+        """`num_real_tokens`: ids at or above it exist in the model only and are never drawn.
+
+        `kernels`: whose maximum serves steps in which every row is greedy.
+        """
         if vocab_size > MAX_VOCAB:
             raise ValueError(f"a vocabulary of {vocab_size} is larger than {MAX_VOCAB}")
         self._group = group
+        self._kernels = kernels
         self._local_vocab = vocab_size // group.size
         self._first_id = group.rank * self._local_vocab
         self._real_local = min(max(num_real_tokens - self._first_id, 0), self._local_vocab)
@@ -104,10 +115,14 @@ class Sampler:
         Args:
             logits: [S, V / R], this rank's slice; overwritten.
         """
+        chance = batch.temperature >= GREEDY_BELOW
+        told = batch.num_logprobs is not None and (batch.num_logprobs >= 0).any()
+        plain = not (chance.any() or told or len(batch.banned_ids))
+        if plain and self._kernels is not None and self._real_local:
+            return Drawn(*self._draw_best(self._kernels, logits), None)
         logits = logits.float()
         finite = logits.sum(-1)
         self._ban(logits, batch)
-        chance = batch.temperature >= GREEDY_BELOW
         if not chance.any():
             tokens, healthy = self._draw_greedy(logits, finite)
         else:
@@ -124,6 +139,12 @@ class Sampler:
             rows = torch.from_numpy(batch.banned_rows[here]).to(logits.device)
             columns = torch.from_numpy(local[here]).to(logits.device)
             logits[rows, columns] = -math.inf
+
+    def _draw_best(self, kernels: Kernels, logits: Tensor) -> tuple[Ints, Bools]:
+        """Nothing but maxima is asked for: one pass over the logits as they are."""
+        values, at, healthy = kernels.row_argmax(logits, self._real_local)
+        sums = torch.where(healthy, 0.0, math.nan)
+        return _winners(*exchange(self._group, [sums, values, (at + self._first_id).float()]))
 
     def _draw_greedy(self, logits: Tensor, sums: Tensor) -> tuple[Ints, Bools]:
         values, at = best(logits)

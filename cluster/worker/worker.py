@@ -156,7 +156,7 @@ class Worker:
         for line in kernels.describe() if self.rank == 0 else ():
             _log.info("%s", line)
         log_memory(self._plan, self.device, self.rank, kv_bytes=0)
-        self._model = model.eval()
+        self._model = model
         self._small = self._load_small()
 
     def _fill(self, model: Decoder, layout: str) -> int:
@@ -247,7 +247,9 @@ class Worker:
             self.model_config.eos_token_ids,
             self.device.torch_device,
         )
-        sampler = Sampler(self.group, self.model_config.vocab_size, self._num_real_tokens)
+        sampler = Sampler(
+            self.group, self.model_config.vocab_size, self._num_real_tokens, self._kernels
+        )
         speculator = self._speculator(num_blocks)
         self._runner = ModelRunner(model, self._backend, kv_cache, batch, sampler, speculator)
         run_dummy(model, self._backend, kv_cache, num_tokens=2)
