@@ -37,6 +37,8 @@ def select_attention(
             "use 'auto'"
         )
     if isinstance(kernels, NativeKernels):
+        if config.deterministic:  # the one that every CPU has: measured choices may differ
+            return NativeAttention(kernels.native, config.block_size, 0)
         variants = range(len(kernels.native.attention_variants()))
         backends = [NativeAttention(kernels.native, config.block_size, v) for v in variants]
         return min(backends, key=lambda backend: _seconds(backend, config.block_size, dtype))

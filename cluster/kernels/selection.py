@@ -66,12 +66,19 @@ def _native_kernels(
         return NativeKernels(extension, instructions, [], int8=True)
     if dtype is torch.float32:
         return NativeKernels(extension, instructions, [])
-    classes = _measure_classes(extension, config.deterministic)
+    classes = _one_class(extension) if config.deterministic else _measure_classes(extension)
     return NativeKernels(extension, instructions, classes)
 
 
-def _measure_classes(extension: Any, deterministic: bool) -> list[RowClass]:
-    """The fastest variant of each class of rows; in deterministic mode one for all of them."""
+def _one_class(extension: Any) -> list[RowClass]:
+    """What serves in deterministic mode: for any rows the variant that every CPU of the extension
+    has. A measured choice could differ between ranks, or tomorrow."""
+    last = len(extension.linear_variants()) - 1
+    return [RowClass(1, last, f"{extension.linear_variants()[last]} (fixed: deterministic)")]
+
+
+def _measure_classes(extension: Any) -> list[RowClass]:
+    """The fastest variant of each class of rows."""
     weight = torch.randn(SIZE, SIZE).to(torch.bfloat16)
     packed = extension.empty_packed(SIZE, SIZE)
     extension.pack_rows_(packed, weight, 0, SIZE, SIZE)
@@ -86,13 +93,9 @@ def _measure_classes(extension: Any, deterministic: bool) -> list[RowClass]:
     for first_row, rows in PROBES:
         x = torch.randn(rows, SIZE).to(torch.bfloat16)
         variants = list(range(len(names)))
-        if rows > SIZE // 8 and not deterministic:
+        if rows > SIZE // 8:
             variants.append(UNPACKED)
         times[first_row] = {v: _seconds(product(v, x)) for v in variants}
-    if deterministic:
-        total = {v: sum(taken[v] for taken in times.values()) for v in range(len(names))}
-        best = min(total, key=total.__getitem__)
-        return [RowClass(1, best, f"{names[best]} (one for all: deterministic)")]
     classes = []
     for first_row, taken in times.items():
         best = min(taken, key=taken.__getitem__)
