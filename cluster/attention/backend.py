@@ -67,6 +67,8 @@ class AttentionBackend(Protocol):
     """
 
     name: str
+    signature: str
+    """What may change the bits of a result."""
     capture_ok: bool
     """Whether a plan's calls may be captured in a CUDA graph."""
 

@@ -55,6 +55,7 @@ class TorchAttention:
     """The plain-torch backend; pages of any size."""
 
     name = "cpu"
+    signature = "torch"
     capture_ok = False
 
     def __init__(self, block_size: int, kv_width: int, dtype: torch.dtype) -> None:

@@ -30,6 +30,7 @@ class NativeAttention:
         self._native = native
         self._block_size = block_size
         self._variant = variant
+        self.signature = f"native {native.attention_variants()[variant]}"
 
     def plan(self, metadata: AttentionMetadata) -> "NativePlan":
         """Hand the step over; it is cut into pieces of work when the first layer calls."""

@@ -21,6 +21,8 @@ class EngineFacts(msgspec.Struct, frozen=True, array_like=True):
     block_size: int
     device: str
     dtype: str
+    kernels: str = ""
+    """Who computes, as far as it may change the bits of an answer."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):

@@ -32,7 +32,7 @@ class LinearWeight(Protocol):
     def write(self, row: int, rows: Tensor) -> None:
         """Take in rows `row ...` [R, K] of the checkpoint's matrix, whatever their dtype.
 
-        `row` is a multiple of `ROW_BLOCK`, or the first row of a part of a merged matrix.
+        Different threads may write different rows at once.
         """
 
     def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
@@ -66,6 +66,10 @@ class Kernels(Protocol):
     def row_argmax(self, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of the first `limit` numbers of each row [S, V]: (the highest float32, the first index
         that has it int64, whether none is NaN or +inf bool), [S] each."""
+
+    def signature(self) -> str:
+        """What may change the bits of a result; of equal settings on equal machines the same,
+        unless choices were measured."""
 
     def describe(self) -> list[str]:
         """One line per choice: the operation, who computes it, and why."""

@@ -4,7 +4,8 @@ Owns the packed matrix and which of the extension's variants serves how many row
 never depends on its neighbours as long as one variant serves: every variant adds a row's products
 in the same order whatever stands beside it.
 
-    packed  bfloat16 [ceil(N / 16), ceil(K / 2), 16, 2]: one 64-byte load = 16 outputs x 2 inputs
+    bfloat16 [ceil(N / 32), ceil(K / 2), 32, 2]   one 64-byte load = 16 outputs x 2 inputs
+    float32  [ceil(N / 32), K, 32]                one 64-byte load = 16 outputs
 """
 
 import bisect
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from cluster.kernels.int8 import NativeInt8Weight
 from cluster.kernels.kernels import LinearWeight
-from cluster.kernels.torch_kernels import PlainWeight
 
 
 class RowClass(NamedTuple):
@@ -34,7 +34,7 @@ UNPACKED = -1
 
 
 class PackedWeight:
-    """[N, K] in blocks of 16 outputs."""
+    """[N, K] in bfloat16."""
 
     def __init__(
         self, native: Any, n: int, k: int, bias: bool, classes: Sequence[RowClass]
@@ -71,29 +71,63 @@ class PackedWeight:
         return rows
 
 
+class PackedFloatWeight:
+    """[N, K] in float32: an input takes the bits of a pair in bfloat16, and is packed like one."""
+
+    def __init__(self, native: Any, n: int, k: int, bias: bool) -> None:
+        self.shape = (n, k)
+        self.bias = torch.zeros(n) if bias else None
+        self._native = native
+        self._bits: Tensor = native.empty_packed(n, 2 * k)
+        self._packed: Tensor = self._bits.view(torch.float32).squeeze(-1)
+
+    @property
+    def nbytes(self) -> int:
+        return self._packed.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"packed": self._packed} | ({} if self.bias is None else {"bias": self.bias})
+
+    def write(self, row: int, rows: Tensor) -> None:
+        n, k = self.shape
+        bits = rows.float().view(torch.bfloat16)
+        self._native.pack_rows_(self._bits, bits, row, n, 2 * k)
+
+    def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
+        product: Tensor = self._native.linear_float32(x, self._packed, self.shape[0], self.bias)
+        return product
+
+    def embedding(self, ids: Tensor) -> Tensor:
+        n, k = self.shape
+        bits: Tensor = self._native.packed_embedding(self._bits, n, 2 * k, ids)
+        return bits.view(torch.float32)
+
+
 class NativeKernels:
     """The compiled extension."""
 
     name = "native"
-    layout = "bf16 blocks of 16 outputs x 2 inputs"
+    layout = "bf16 panels of 32 outputs x 2 inputs"
 
     def __init__(
         self, native: Any, instructions: str, classes: Sequence[RowClass], int8: bool = False
     ) -> None:
         """`classes`: in growing order of `first_row`, the first from row 1; empty: matrices are
-        float32, which torch multiplies."""
+        float32, which one variant serves."""
         self.native = native
         self._instructions = instructions
         self._classes = classes
         self._int8 = int8
         if int8:
-            self.layout = "int8 blocks of 16 outputs x 4 inputs"
+            self.layout = "int8 panels of 32 outputs x 4 inputs"
+        elif not classes:
+            self.layout = "fp32 panels of 32 outputs"
 
     def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
         if self._int8:
             return NativeInt8Weight(self.native, n, k, bias)
         if not self._classes:
-            return PlainWeight(n, k, bias, torch.device("cpu"), torch.float32)
+            return PackedFloatWeight(self.native, n, k, bias)
         return PackedWeight(self.native, n, k, bias, self._classes)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -114,11 +148,19 @@ class NativeKernels:
         found: tuple[Tensor, Tensor, Tensor] = self.native.row_argmax(logits, limit)
         return found
 
+    def signature(self) -> str:
+        names = self.native.linear_variants()
+        served = [
+            f"{c.first_row} {'torch' if c.variant == UNPACKED else names[c.variant]}"
+            for c in self._classes
+        ]
+        return ", ".join([f"native in {self.layout}", *served])
+
     def describe(self) -> list[str]:
         lines = [f"dense layers: native (this CPU runs {self._instructions})"]
         if self._int8:
             return [*lines, "linear: 8-bit dot products, activations quantised row by row"]
         if not self._classes:
-            lines.append("linear: torch (float32 matrices are not packed)")
+            lines.append("linear: fp32")
         lines += [f"linear from {c.first_row} rows: {c.label}" for c in self._classes]
         return lines

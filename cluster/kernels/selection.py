@@ -51,8 +51,8 @@ def _native(device: Device, dtype: torch.dtype, config: EngineConfig) -> tuple[A
         return None, "the device is a GPU"
     if config.kernels == "torch":
         return None, "kernels: torch"
-    if dtype is torch.float32 and (config.deterministic or config.quantization != "none"):
-        return None, "float32 matrices are multiplied by torch; set dtype: bfloat16"
+    if dtype is torch.float32 and config.quantization != "none":
+        return None, "compiled int8 takes bfloat16 activations; set dtype: bfloat16"
     extension, about = native.load()
     if extension is not None and config.quantization == "int8" and not extension.int8_supported():
         return None, "this CPU lacks the 8-bit dot product"

@@ -102,6 +102,12 @@ class TorchKernels:
         values, ids = logits[:, :limit].float().max(-1)
         return values, ids, values < math.inf
 
+    def signature(self) -> str:
+        instructions = torch.backends.cpu.get_cpu_capability()
+        device = instructions if self._device.type == "cpu" else torch.cuda.get_device_name()
+        widened = f", {self._widen_from} widened" if self._widen_from < NEVER else ""
+        return f"torch {torch.__version__} on {device} in {self.layout}{widened}"
+
     def describe(self) -> list[str]:
         lines = [f"dense layers: torch ({self._reason})"]
         if self._quantization != "none":

@@ -80,6 +80,8 @@ class WorkerFacts(msgspec.Struct, frozen=True, array_like=True):
     device: str
     dtype: str
     attention_backend: str
+    kernels: str
+    """Who computes, as far as it may change the bits of an answer."""
 
 
 class Worker:
@@ -267,6 +269,8 @@ class Worker:
             device=self.device.name,
             dtype=str(self._dtype).removeprefix("torch."),
             attention_backend=self._backend.name,
+            kernels=f"{self._kernels.signature()}; attention {self._backend.signature}; "
+            f"collectives {self.group.collectives}",
         )
 
     def _speculator(self, num_blocks: int) -> Speculator | None:

@@ -171,24 +171,25 @@ def test_two_ranks_give_the_same_bits(
     assert core.stats().prefix_hit_tokens > 0
 
 
-def test_8_bit_matrices_give_the_same_bits(
-    requests: list[EngineRequest], ranks: Callable[[int], Any]
+@pytest.mark.parametrize("kind", [{"quantization": "int8"}, {"dtype": "float32"}], ids=str)
+def test_other_matrices_give_the_same_bits(
+    kind: dict[str, Any], requests: list[EngineRequest], ranks: Callable[[int], Any]
 ) -> None:
     extension = native.load()[0]
-    if not extension.int8_supported():
+    if "quantization" in kind and not extension.int8_supported():
         pytest.skip("this CPU lacks the 8-bit dot product")
-    core = one_rank(quantization="int8", enable_prefix_caching=False)
+    core = one_rank(enable_prefix_caching=False, **kind)
     alone: Answers = {}
     for request in requests[:5]:
         alone |= run(core, [request])
-    few = two_ranks(ranks, quantization="int8", num_kv_blocks=48, max_num_batched_tokens=37)
+    few = two_ranks(ranks, **kind, num_kv_blocks=48, max_num_batched_tokens=37)
     assert run(few, requests[:5]) == alone
 
 
 def test_untied_heads_and_odd_sizes_give_the_same_bits(
     write_checkpoint: Callable[..., Path], tmp_path: Path, ranks: Callable[[int], Any]
 ) -> None:
-    path = write_checkpoint(tmp_path, intermediate_size=96, num_hidden_layers=3)
+    path = write_checkpoint(tmp_path, intermediate_size=72, num_hidden_layers=3)
     source = random.Random(4)
     requests = []
     for n in range(5):

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_native, module) {
   bind_activation(module);
   bind_attention(module);
   bind_linear(module);
+  bind_linear_float32(module);
   bind_linear_int8(module);
   bind_logits(module);
   bind_norm(module);

@@ -44,7 +44,7 @@ void pack_int8_rows_(const Tensor& packed, const Tensor& scale, const Tensor& su
   const std::int64_t count = rows.size(0), k = rows.size(1), width = linear::int8_width(k);
   TORCH_CHECK(packed.numel() == packed_bytes(n, k) && scale.numel() == n && sum.numel() == n,
               "a packed int8 weight of ", n, " x ", k, " does not look like ", packed.sizes());
-  TORCH_CHECK(row_start % 16 == 0 && row_start >= 0 && row_start + count <= n, "rows ", row_start,
+  TORCH_CHECK(row_start >= 0 && row_start + count <= n, "rows ", row_start,
               " + ", count, " of ", n);
   const Tensor integers = at::empty({count, width}, at::kByte);
   auto* values = static_cast<std::uint8_t*>(integers.data_ptr());

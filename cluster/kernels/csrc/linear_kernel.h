@@ -57,12 +57,14 @@ struct Epilogue {
   const float* column_scale;       // [n] of quantised weights
   const std::int32_t* column_sum;  // [n] sums of quantised weights
   const float* row_scale;          // [m] of quantised activations
+  const float* wide_bias = nullptr;  // [n] in float32
 
   Epilogue at(std::int64_t row, std::int64_t column) const {
     return {bias == nullptr ? nullptr : bias + column,
             column_scale == nullptr ? nullptr : column_scale + column,
             column_sum == nullptr ? nullptr : column_sum + column,
-            row_scale == nullptr ? nullptr : row_scale + row};
+            row_scale == nullptr ? nullptr : row_scale + row,
+            wide_bias == nullptr ? nullptr : wide_bias + column};
   }
 };
 
@@ -87,6 +89,7 @@ struct Kernel {
 extern const Kernel kAvx512Bf16;  // the CPU's bfloat16 dot product
 extern const Kernel kAvx512;      // float32 products of widened weights
 extern const Kernel kAvx512Vnni;  // int8 x uint8 (see linear_int8.h); not one of variants()
+extern const Kernel kAvx512Wide;  // float32 weights (see linear_avx512_float32.cpp); nor this one
 
 // The kernels this CPU can run, the likely fastest first.
 const std::vector<const Kernel*>& variants();

@@ -47,7 +47,7 @@ void pack_rows_(const Tensor& packed, const Tensor& rows, std::int64_t row_start
   TORCH_CHECK(rows.dim() == 2 && rows.scalar_type() == at::kBFloat16 && rows.size(1) == k &&
                   (k <= 1 || rows.stride(1) == 1),
               "rows must be bfloat16 [R, ", k, "] with neighbouring columns");
-  TORCH_CHECK(row_start % 16 == 0 && row_start >= 0 && row_start + rows.size(0) <= n,
+  TORCH_CHECK(row_start >= 0 && row_start + rows.size(0) <= n,
               "rows ", row_start, " + ", rows.size(0), " of ", n);
   linear::pack(bits(packed), bits(rows), rows.stride(0), rows.size(0), row_start, n, k,
                at::get_num_threads());
@@ -127,7 +127,7 @@ void bind_linear(pybind11::module_& module) {
              "A bfloat16 weight [N, K] in packed form.");
   module.def("pack_rows_", &pack_rows_, py::arg("packed"), py::arg("rows"), py::arg("row_start"),
              py::arg("n"), py::arg("k"), free_running,
-             "Fill rows row_start ... of a packed weight; row_start is a multiple of 16.");
+             "Fill rows row_start ... of a packed weight; nothing else is written.");
   module.def("unpack_linear", &unpack_linear, py::arg("packed"), py::arg("n"), py::arg("k"),
              free_running, "The weight [n, k] of its packed form.");
   module.def("packed_embedding", &packed_embedding, py::arg("packed"), py::arg("n"), py::arg("k"),

@@ -10,18 +10,19 @@ namespace {
 
 constexpr std::int64_t kGroup = 16;  // rows packed together: one cache line of every pair
 
-// One group of up to 16 rows; the lanes without a row become zeros.
-void pack_group(std::uint32_t* out, const bf16* rows, std::int64_t stride, std::int64_t count,
-                std::int64_t k) {
+// Lanes 0 ... count - 1 from as many rows, and zeros up to lane `end`; other lanes may be written by
+// other threads at the same time.
+void pack_lanes(std::uint32_t* out, const bf16* rows, std::int64_t stride, std::int64_t count,
+                std::int64_t end, std::int64_t k) {
   const bf16* row[kGroup];
   for (std::int64_t r = 0; r < count; ++r) row[r] = rows + r * stride;
   const std::int64_t whole = k / 2;
   for (std::int64_t p = 0; p < whole; ++p, out += kPanel) {
     for (std::int64_t r = 0; r < count; ++r) std::memcpy(out + r, row[r] + 2 * p, 4);
-    for (std::int64_t r = count; r < kGroup; ++r) out[r] = 0;
+    for (std::int64_t r = count; r < end; ++r) out[r] = 0;
   }
   if (k % 2 == 0) return;
-  for (std::int64_t r = 0; r < kGroup; ++r) out[r] = r < count ? row[r][k - 1] : 0;
+  for (std::int64_t r = 0; r < end; ++r) out[r] = r < count ? row[r][k - 1] : 0;
 }
 
 }  // namespace
@@ -30,13 +31,15 @@ void pack(bf16* packed, const bf16* rows, std::int64_t stride, std::int64_t coun
           std::int64_t row, std::int64_t n, std::int64_t k, int threads) {
   // The last rows also fill the half of the last panel that no row reaches.
   const std::int64_t padded = row + count == n ? panels_of(n) * kPanel : row + count;
-  const std::int64_t groups = (padded - row + kGroup - 1) / kGroup;
+  const std::int64_t top = row / kGroup, bottom = (padded + kGroup - 1) / kGroup;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t group = 0; group < groups; ++group) {
-    const std::int64_t first = group * kGroup, target = row + first;
+  for (std::int64_t group = top; group < bottom; ++group) {
+    const std::int64_t target = std::max(row, group * kGroup);
+    const std::int64_t end = std::min(padded, (group + 1) * kGroup) - target;
+    const std::int64_t first = std::min(target - row, count);
+    const std::int64_t held = std::min(count - first, end);
     bf16* out = packed + target / kPanel * pairs_of(k) * kPairElements + target % kPanel * 2;
-    const std::int64_t held = std::clamp<std::int64_t>(count - first, 0, kGroup);
-    pack_group(reinterpret_cast<std::uint32_t*>(out), rows + first * stride, stride, held, k);
+    pack_lanes(reinterpret_cast<std::uint32_t*>(out), rows + first * stride, stride, held, end, k);
   }
 }
 

@@ -6,8 +6,8 @@
 
 namespace linear {
 
-// Rows `row ...` of W from `rows` rows with `stride` elements between them; `row` is a multiple of
-// 16. Padding that belongs to these rows is zeroed with them; the last rows of W zero the panel's.
+// Rows `row ...` of W from `rows` rows with `stride` elements between them. Nothing but these rows is
+// written, so several threads may write different ones; the last rows of W zero the panel's padding.
 void pack(bf16* packed, const bf16* rows, std::int64_t stride, std::int64_t count,
           std::int64_t row, std::int64_t n, std::int64_t k, int threads);
 
