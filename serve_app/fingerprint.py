@@ -5,17 +5,23 @@ checkpoint changes them. Knows no HTTP and no engine.
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from cluster.config import EngineConfig
 
+SEED_ALGORITHM = 1
+"""Grows whenever the same seed begins to draw other tokens from the same logits."""
 _SAMPLED_BYTES = 2**20
 
 
-def system_fingerprint(config: EngineConfig) -> str:
+def system_fingerprint(config: EngineConfig, kernels: Iterable[str] = ()) -> str:
     """`fp_` and 12 hexadecimal digits; equal on all ingresses with equal files and settings.
+
+    Args:
+        kernels: what the replicas report of who computes, in any order and number.
 
     Raises:
         OSError: the checkpoint cannot be read.
@@ -23,7 +29,7 @@ def system_fingerprint(config: EngineConfig) -> str:
     digest = hashlib.sha256()
     folder = Path(config.model_path)
     settings = msgspec.structs.replace(config, model_path="")
-    digest.update(msgspec.json.encode(settings))
+    digest.update(msgspec.json.encode((settings, SEED_ALGORITHM, sorted(set(kernels)))))
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         digest.update(f"{path.name}:{path.stat().st_size}:".encode())
         digest.update(_ends(path))
