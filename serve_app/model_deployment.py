@@ -52,6 +52,7 @@ class ModelDeployment:
         engine_config = config.engine_config()
         self._running: dict[str, _Running] = {}
         self._progress = "starting its ranks"
+        self._kernels = ""
         self._links = DeltaLinks(replica, self._abort_ingress)
         self._engine = AsyncEngine(
             engine_config,
@@ -68,7 +69,7 @@ class ModelDeployment:
             self._info,
         )
         self._tasks = [asyncio.create_task(self._report.run())]
-        await self._engine.start(self._note)
+        self._kernels = (await self._engine.start(self._note)).kernels
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection between steps need walk it again
         self._note("ready")
@@ -113,6 +114,7 @@ class ModelDeployment:
         """What `deeprequest status` and /metrics show of this replica."""
         return {
             "progress": self._progress,
+            "kernels": self._kernels,
             "ranks": [msgspec.to_builtins(rank) for rank in self._engine.ranks()],
             "stats": msgspec.structs.asdict(self._engine.stats),
         }
