@@ -4,7 +4,9 @@
 // with a scale per row that is found on the way, so a row's neighbours never change its result.
 
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <ATen/ATen.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <optional>
 
