@@ -101,10 +101,10 @@ class Scheduler:
         self._rows = Rows(config.max_num_seqs)
         self._chunks = ChunkBudget(config.target_gap_s)
         self._warm_ups = WarmUps(kv, self._rows, config.max_num_batched_tokens)
-        self._under_way: deque[tuple[int, list[Request]]] = deque()  # (step, whose shares)
+        # (step, whose shares, whether drafts are among them)
+        self._under_way: deque[tuple[int, list[Request], bool]] = deque()
         self._step = 0
         self._paused_running = False
-        self._proposed = False
         self._counters = EngineStats(kv_total_blocks=kv.pool.num_usable, block_size=kv.block_size)
 
     @property
@@ -119,8 +119,10 @@ class Scheduler:
         Not where that answer decides what is computed next: drafts are proposed or judged, or a
         request might be preempted, which needs all of its tokens.
         """
-        roomy = self.kv.pool.num_unused >= len(self._running)
-        return roomy and bool(self._running) and not self._proposed
+        if not self._running or self.kv.pool.num_unused < len(self._running):
+            return False
+        judging = any(drafted for _, _, drafted in self._under_way)
+        return not judging and not any(request.proposed for request in self._running)
 
     def add(self, request: EngineRequest) -> None:
         """Let a request wait for its first step.
@@ -165,7 +167,8 @@ class Scheduler:
         elif (job := self._warm_ups.plan(frame)) is not None:
             shares.append(job)
         frame.released = self._rows.take_released()
-        self._under_way.append((self._step, shares))
+        drafted = any(share.draft_token_ids for share in frame.scheduled)
+        self._under_way.append((self._step, shares, drafted))
         return frame
 
     def update(
@@ -179,9 +182,8 @@ class Scheduler:
         Raises:
             RuntimeError: the answer belongs to another step or lacks a row.
         """
-        step, requests = self._under_way.popleft()
+        step, requests, _ = self._under_way.popleft()
         at = places(step, scheduled, computed)
-        self._proposed = any(computed.draft_token_ids)
         outputs = []
         for share, request in zip(scheduled.scheduled, requests, strict=True):
             request.num_pending -= share.samples

@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, array_like=True):
-    """What start-up found out; the same on every rank."""
+    """What start-up found out; the same on every rank, save who computes."""
 
     vocab_size: int
     num_real_tokens: int

@@ -58,7 +58,9 @@ def test_two_ranks_listen_on_loopback_only_and_die_together() -> None:
         try:
             addresses = {c.laddr.ip for r in ranks for c in r.net_connections() if c.laddr}
             assert addresses <= {"127.0.0.1", "::1"}
-            engine.submit(EngineRequest("r", [1, 2], SamplingParams(max_tokens=4000)))
+            engine.submit(
+                EngineRequest("r", [1, 2], SamplingParams(max_tokens=4000, ignore_eos=True))
+            )
             while not outputs:
                 await asyncio.sleep(0.01)
             ranks[1].send_signal(signal.SIGKILL)

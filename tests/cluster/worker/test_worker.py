@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -149,7 +150,9 @@ def worker(folder: Path, **settings: Any) -> Worker:
 
 def test_facts_are_complete(tiny_checkpoint: Path, make_driver: Callable[..., Any]) -> None:
     first, second = (w.facts for w in make_driver(tiny_checkpoint, 2).workers)
-    assert first == second
+    assert first.kernels
+    assert second.kernels  # every rank measures for itself, and may come out otherwise
+    assert msgspec.structs.replace(first, kernels=second.kernels) == second
     assert (first.vocab_size, first.num_real_tokens, first.eos_token_ids) == (160, 160, (3,))
     assert (first.max_model_len, first.num_kv_blocks, first.block_size) == (256, 120, 8)
     assert first.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4
