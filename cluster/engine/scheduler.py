@@ -101,8 +101,7 @@ class Scheduler:
         self._rows = Rows(config.max_num_seqs)
         self._chunks = ChunkBudget(config.target_gap_s)
         self._warm_ups = WarmUps(kv, self._rows, config.max_num_batched_tokens)
-        # (step, whose shares, whether drafts are among them)
-        self._under_way: deque[tuple[int, list[Request], bool]] = deque()
+        self._under_way: deque[tuple[int, list[Request], bool]] = deque()  # step, whose, drafts?
         self._step = 0
         self._paused_running = False
         self._counters = EngineStats(kv_total_blocks=kv.pool.num_usable, block_size=kv.block_size)
@@ -119,10 +118,9 @@ class Scheduler:
         Not where that answer decides what is computed next: drafts are proposed or judged, or a
         request might be preempted, which needs all of its tokens.
         """
-        if not self._running or self.kv.pool.num_unused < len(self._running):
-            return False
-        judging = any(drafted for _, _, drafted in self._under_way)
-        return not judging and not any(request.proposed for request in self._running)
+        roomy = self.kv.pool.num_unused >= len(self._running) > 0
+        drafted = any(drafted for _, _, drafted in self._under_way)
+        return roomy and not drafted and not any(request.proposed for request in self._running)
 
     def add(self, request: EngineRequest) -> None:
         """Let a request wait for its first step.
