@@ -5,6 +5,7 @@ Owns the choice, its measurements and its reasons. Knows no layers.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,11 +118,13 @@ def _measure_widening() -> int:
     weight = torch.randn(SIZE, SIZE).to(torch.bfloat16)
     for first_row, rows in PROBES[1:]:
         x = torch.randn(rows, SIZE).to(torch.bfloat16)
-        narrow = _seconds(lambda x=x: F.linear(x, weight))  # type: ignore[misc]
-        wide = _seconds(lambda x=x: F.linear(x.float(), weight.float()).to(x.dtype))  # type: ignore[misc]
-        if wide < narrow:
+        if _seconds(partial(_widened, x, weight)) < _seconds(partial(F.linear, x, weight)):
             return first_row
     return NEVER
+
+
+def _widened(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.linear(x.float(), weight.float()).to(x.dtype)
 
 
 def _seconds(run: Callable[[], torch.Tensor]) -> float:
