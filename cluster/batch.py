@@ -82,12 +82,16 @@ class ModelRunnerOutput(msgspec.Struct):
     token_ids: list[list[int]]
     """Per row: the drafts that stand, then one newly drawn token."""
     failed_rows: list[int] = []
-    """Rows whose numbers were not finite; they drew no token and must end with an error. A row
-    that only computed may be among them."""
+    """Rows whose numbers were not finite, or that no id was allowed to; they drew no token and
+    must end with an error. A row that only computed may be among them."""
     draft_token_ids: list[list[int]] = []
     """Per row: what the proposer would compute ahead in the row's next step; may be left out."""
     logprobs: list[list[TokenLogprobs] | None] = []
     """Per row, one per token where the request asked for them; may be left out."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    """Of rows that ask for them: one per prompt token that follows one which was computed."""
+    ungrammatical_rows: list[int] = []
+    """Those of the failed rows whose numbers were finite, but whose grammar allowed nothing."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -39,6 +39,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     target_gap_ms: float | None = None
     """Longest wait between two tokens of a running stream that a prompt's chunks may cause; None
     lets a step take max_num_batched_tokens whatever it costs."""
+    cuda_graph_sizes: tuple[int, ...] | None = None
+    """Numbers of rows of which decode steps are recorded as CUDA graphs; None: about twenty, up to
+    max_num_seqs; [] switches graphs off."""
     async_scheduling: bool | None = None
     """Plan one step ahead of the one being computed; None: where the device computes by itself."""
     quantization: Literal["none", "int8", "fp8"] = "none"
@@ -52,9 +55,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     draft_model_path: str | None = None
     """The small model that `speculation: draft` proposes with."""
     kernels: Literal["auto", "native", "torch"] = "auto"
-    """CPU kernels: the compiled extension, plain torch, or what is there and measured faster."""
-    collectives: Literal["auto", "shm", "gloo"] = "auto"
-    """How CPU ranks of one host add up: shared memory where it can be had, or gloo."""
+    """Who computes around and, on CPUs, within the products: `auto` takes Triton on a GPU, on a CPU
+    what is there and measured faster of the compiled extension (`native`) and plain torch."""
+    collectives: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    """How ranks of one host add up: `auto` takes shared memory between CPUs and symmetric memory
+    between GPUs where it can be had, else gloo and nccl; each of these may be asked for."""
     weight_cache_dir: str | None = None
     """Where each rank keeps its slices as it holds them, for the next start; None keeps none."""
     threads_per_rank: int | None = None
@@ -70,6 +75,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if not all(1 <= size <= self.max_num_seqs for size in self.cuda_graph_sizes or ()):
+            raise ValueError(
+                f"cuda_graph_sizes must lie between 1 and max_num_seqs ({self.max_num_seqs}); "
+                "leave it out for the usual ones, or set it to [] for no graphs"
+            )
         if self.num_speculative_tokens < 0:
             raise ValueError("num_speculative_tokens must be 0 or more")
         if self.target_gap_ms is not None and self.target_gap_ms <= 0:

@@ -7,10 +7,13 @@ know models, requests and kernels. No other module calls `torch.cuda`.
 import contextlib
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 _CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -57,16 +60,43 @@ class Device:
         """For people: `cpu` or the GPU's product name."""
         return torch.cuda.get_device_name(self.torch_device) if self.is_cuda else "cpu"
 
+    @property
+    def capability(self) -> tuple[int, int]:
+        """CUDA's compute capability; (0, 0) for a CPU."""
+        if not self.is_cuda:
+            return 0, 0
+        major, minor = torch.cuda.get_device_capability(self.torch_device)
+        return int(major), int(minor)
+
+    @property
+    def num_processors(self) -> int:
+        """Streaming multiprocessors of a GPU."""
+        return int(torch.cuda.get_device_properties(self.torch_device).multi_processor_count)
+
     def collectives_backend(
-        self, wanted: Literal["auto", "shm", "gloo"]
-    ) -> Literal["auto", "shm", "gloo", "nccl"]:
-        """What connects ranks on such devices; the wish counts between CPUs only."""
-        return "nccl" if self.is_cuda else wanted
+        self, wanted: Literal["auto", "shm", "gloo", "nccl"]
+    ) -> Literal["auto", "shm", "gloo", "nccl", "symmetric"]:
+        """What connects ranks on such devices.
+
+        Raises:
+            ValueError: what was asked for does not connect them.
+        """
+        fitting = ("auto", "nccl") if self.is_cuda else ("auto", "shm", "gloo")
+        if wanted not in fitting:
+            raise ValueError(
+                f"collectives: {wanted} does not connect ranks on device {self.torch_device.type}; "
+                f"set it to {' or '.join(fitting)}"
+            )
+        return "symmetric" if self.is_cuda and wanted == "auto" else wanted
 
     @property
     def supports_graphs(self) -> bool:
         """Whether a decode step can be captured and replayed (CUDA graphs)."""
         return self.is_cuda
+
+    def graph_recorder(self) -> "GraphRecorder":
+        """One whose recordings share a memory pool; only where `supports_graphs`."""
+        return GraphRecorder()
 
     def dtype(self, wanted: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
         """The number format of weights, activations and KV cache; auto: bfloat16 on CUDA only."""
@@ -111,6 +141,34 @@ class Device:
         """Wait until the device has done what it was given."""
         if self.is_cuda:
             torch.cuda.synchronize(self.torch_device)
+
+
+def sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A host array on its way to a device; the host does not wait.
+
+    It travels from pinned memory, which torch's allocator hands out again once it was read.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class GraphRecorder:
+    """Records what a function lets the current GPU do, as CUDA graphs."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Record `run`, which is called once and computes nothing now.
+
+        Other threads may use the GPU meanwhile: nccl's watchdog asks it for events.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            run()
+        return graph
 
 
 def _meminfo_available(path: Path) -> int:

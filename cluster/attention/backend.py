@@ -25,7 +25,7 @@ class AttentionMetadata:
     cu_seqlens_q: Tensor
     """int32 [B + 1]: where each request's queries begin."""
     seq_lens_k: Tensor
-    """int32 [B]: tokens each request can see after this step's own are stored."""
+    """int32 [B]: tokens each request can see after this step's own are stored; 0 only pads."""
     block_table: Tensor
     """int32 [B, max_pages]; columns past a request's last block are 0."""
     positions: Tensor
@@ -36,6 +36,27 @@ class AttentionMetadata:
     max_k: int
     num_decode: int
     """Leading requests with exactly one query, longest `seq_lens_k` first."""
+
+
+class HeadShape(NamedTuple):
+    """The heads that attend together: a model's, or one rank's share."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    """Of queries, keys and values."""
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a kv head."""
+        return self.num_heads // self.num_kv_heads
+
+    def share(self, ranks: int) -> "HeadShape":
+        """Of one of so many ranks."""
+        return self._replace(
+            num_heads=self.num_heads // ranks, num_kv_heads=self.num_kv_heads // ranks
+        )
 
 
 class RotaryTable(NamedTuple):
@@ -51,11 +72,16 @@ class RotaryTable(NamedTuple):
 class AttentionPlan(Protocol):
     """One step, worked out once and used by every layer. N query heads over K kv heads."""
 
-    def attend(self, kv_layer: Tensor, qkv: Tensor, rotary: RotaryTable) -> Tensor:
+    def attend(
+        self, kv_layer: Tensor, qkv: Tensor, rotary: RotaryTable, wanted: Tensor | None = None
+    ) -> Tensor:
         """Turn, store, attend: [T, N + 2K, H] queries, keys and values -> [T, N, H].
 
         Keys are turned by their positions and stored with the values in their slots; then the
         turned queries attend causally to what is stored. `qkv` may be overwritten.
+
+        `wanted` (int64, indices into T): other rows of the result will not be read, and may hold
+        anything.
         """
 
 
@@ -70,10 +96,16 @@ class AttentionBackend(Protocol):
     signature: str
     """What may change the bits of a result."""
     capture_ok: bool
-    """Whether a plan's calls may be captured in a CUDA graph."""
+    """Whether a plan of decode rows alone may be captured in a CUDA graph and replayed.
+
+    Such a plan reads the metadata's tensors on the device, at every call. So the tensors may be
+    buffers that are overwritten in place before each replay, while B and `max_k` stay: no row may
+    grow longer than the `max_k` that was planned with. Rows that only pad have length 0, pages 0
+    and slot 0; they come back as zeros.
+    """
 
     def plan(self, metadata: AttentionMetadata) -> AttentionPlan:
-        """Host work of one step; outside any graph."""
+        """Host work of one step, or of all replays of a graph; never captured itself."""
 
 
 def allocate_kv_layer(

@@ -126,30 +126,44 @@ class TorchPlan:
         self._chunks = chunks
         self._angles: tuple[Tensor, Tensor] | None = None
 
-    def attend(self, kv_layer: Tensor, qkv: Tensor, rotary: RotaryTable) -> Tensor:
+    def attend(
+        self, kv_layer: Tensor, qkv: Tensor, rotary: RotaryTable, wanted: Tensor | None = None
+    ) -> Tensor:
         """Turn, store, attend: [T, N + 2K, H] -> [T, N, H]."""
         if self._angles is None:
             self._angles = rotary_angles(rotary, self._positions)
         kv_heads = kv_layer.shape[3]
         turned = rotate(qkv[:, :-kv_heads], *self._angles)  # q and k in one go
         self._store_kv(kv_layer, turned[:, -kv_heads:], qkv[:, -kv_heads:])
-        return self._attend(kv_layer, turned[:, :-kv_heads])
+        return self._attend(kv_layer, turned[:, :-kv_heads], wanted)
 
     def _store_kv(self, kv_layer: Tensor, k: Tensor, v: Tensor) -> None:
         slots = kv_layer.view(2, -1, *kv_layer.shape[3:])
         slots[0].index_copy_(0, self._slots, k)
         slots[1].index_copy_(0, self._slots, v)
 
-    def _attend(self, kv_layer: Tensor, q: Tensor) -> Tensor:
+    def _attend(self, kv_layer: Tensor, q: Tensor, wanted: Tensor | None) -> Tensor:
         if not self._chunks and len(self._tiles) == 1:
             return _decode(self._tiles[0], kv_layer, q)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for tile in self._tiles:
             out[tile.start : tile.stop] = _decode(tile, kv_layer, q[tile.start : tile.stop])
-        for chunk in self._chunks:
+        chunks = self._chunks if wanted is None else _narrowed(self._chunks, wanted.tolist())
+        for chunk in chunks:
             queries = q[chunk.start : chunk.stop]
             out[chunk.start : chunk.stop] = _prefill(chunk, kv_layer, queries)
         return out
+
+
+def _narrowed(chunks: list[_Chunk], wanted: list[int]) -> list[_Chunk]:
+    """Without the queries before a chunk's first wanted one, and without chunks that have none."""
+    narrow = []
+    for chunk in chunks:
+        first = min((row for row in wanted if chunk.start <= row < chunk.stop), default=chunk.stop)
+        if first < chunk.stop:
+            mask = chunk.mask if chunk.mask is None else chunk.mask[first - chunk.start :]
+            narrow.append(chunk._replace(start=first, mask=mask))
+    return narrow
 
 
 def rotary_angles(rotary: RotaryTable, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +175,7 @@ def rotary_angles(rotary: RotaryTable, positions: Tensor) -> tuple[Tensor, Tenso
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn [T, heads, H] by its positions' angles."""
     swapped = x.roll(x.shape[-1] // 2, -1)
-    return (x * cos + swapped * sin).to(x.dtype)
+    return (x * cos).addcmul_(swapped, sin).to(x.dtype)
 
 
 def _gather(kv_layer: Tensor, pages: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 Owns the choice among the extension's attention variants. Results are bound to nothing but a query
 and what it sees: keys are taken in tiles of 256 at fixed positions, every tile is computed alone
 and tiles are merged in order. So neighbours in the batch, the chunking of a prompt, the physical
-place of blocks and the number of threads never change a bit.
+place of blocks and the number of threads never change a bit; but the variant `amx` computes chunks
+of few and of many queries with different instructions, so there chunking can.
 """
 
 from typing import Any
@@ -52,7 +53,9 @@ class NativePlan:
     def __init__(self, step: Any) -> None:
         self._step = step
 
-    def attend(self, kv_layer: Tensor, qkv: Tensor, rotary: RotaryTable) -> Tensor:
+    def attend(
+        self, kv_layer: Tensor, qkv: Tensor, rotary: RotaryTable, wanted: Tensor | None = None
+    ) -> Tensor:
         """Turn, store, attend: [T, N + 2K, H] (overwritten) -> [T, N, H]."""
-        out: Tensor = self._step.attend(kv_layer, qkv, rotary.cos, rotary.sin)
+        out: Tensor = self._step.attend(kv_layer, qkv, rotary.cos, rotary.sin, wanted)
         return out

@@ -1,48 +1,71 @@
 """Which attention backend serves on this machine, and why.
 
-Owns the choice; the only module that knows every backend.
+Owns the choice on CPUs; `gpu_selection` has the rule for GPUs. Nothing else knows every backend.
 """
 
+import logging
 import time
+from typing import Any
 
 import torch
 
 from cluster.attention.backend import (
     AttentionBackend,
     AttentionMetadata,
+    HeadShape,
     RotaryTable,
     allocate_kv_layer,
 )
 from cluster.attention.cpu import TorchAttention
+from cluster.attention.gpu_selection import Choice, select_on_gpu
 from cluster.attention.native import NativeAttention
 from cluster.config import EngineConfig
 from cluster.device import Device
 from cluster.kernels.kernels import Kernels
 from cluster.kernels.native_kernels import NativeKernels
 
+_log = logging.getLogger(__name__)
+
 PROBE_TOKENS, PROBE_HEAD_DIM, PROBE_ROUNDS = 256, 64, 3
 
 
 def select_attention(
-    config: EngineConfig, device: Device, kernels: Kernels, kv_width: int, dtype: torch.dtype
+    config: EngineConfig, device: Device, kernels: Kernels, shape: HeadShape
 ) -> AttentionBackend:
-    """The backend of the config's name; `kv_width`: K * H of one rank.
+    """The backend of the config's name, or the best for this device; the log says why.
 
     Raises:
         ValueError: it does not exist for this device.
     """
+    chosen = _choose(config, device, kernels, shape)
+    _log.info("attention: %s", chosen.reason)
+    return chosen.backend
+
+
+def _choose(config: EngineConfig, device: Device, kernels: Kernels, shape: HeadShape) -> Choice:
+    if device.is_cuda and config.attention_backend != "cpu":
+        return select_on_gpu(config, device, shape)
     if config.attention_backend not in ("auto", "cpu"):
         raise ValueError(
             f"attention_backend {config.attention_backend!r} is not available on {device.name}: "
             "use 'auto'"
         )
     if isinstance(kernels, NativeKernels):
-        if config.deterministic:  # the one that every CPU has: measured choices may differ
-            return NativeAttention(kernels.native, config.block_size, 0)
-        variants = range(len(kernels.native.attention_variants()))
-        backends = [NativeAttention(kernels.native, config.block_size, v) for v in variants]
-        return min(backends, key=lambda backend: _seconds(backend, config.block_size, dtype))
-    return TorchAttention(config.block_size, kv_width, dtype)
+        return _native(config, kernels.native, shape.dtype)
+    kv_width = shape.num_kv_heads * shape.head_dim
+    backend = TorchAttention(config.block_size, kv_width, shape.dtype)
+    reason = "asked for" if device.is_cuda else "the compiled kernels do not serve"
+    return Choice(backend, f"{backend.signature} ({reason})")
+
+
+def _native(config: EngineConfig, native: Any, dtype: torch.dtype) -> Choice:
+    if config.deterministic:
+        backend = NativeAttention(native, config.block_size, 0)
+        return Choice(backend, f"{backend.signature} (fixed: deterministic)")
+    variants = range(len(native.attention_variants()))
+    backends = [NativeAttention(native, config.block_size, v) for v in variants]
+    best = min(backends, key=lambda backend: _seconds(backend, config.block_size, dtype))
+    return Choice(best, f"{best.signature} (the fastest of {len(backends)})")
 
 
 def _seconds(backend: AttentionBackend, block_size: int, dtype: torch.dtype) -> float:

@@ -7,7 +7,10 @@ one request's books. Knows no queues and no budget: whoever books ends the reque
 from cluster.batch import ModelRunnerOutput, ScheduledRow, SchedulerOutput
 from cluster.engine.kv_cache import KVCacheManager
 from cluster.engine.request import Request
-from cluster.request import EngineCoreOutput
+from cluster.request import EngineCoreOutput, FinishReason, TokenLogprobs
+
+NUMERIC_ERROR = "engine_numeric_error"
+GRAMMAR_ERROR = "grammar_too_complex"
 
 
 def places(step: int, scheduled: SchedulerOutput, computed: ModelRunnerOutput) -> dict[int, int]:
@@ -58,6 +61,44 @@ def book_drawn(
         output.num_drafted, output.num_accepted = num_drafts, len(drawn) - 1
     if computed.logprobs and (logprobs := computed.logprobs[index]) is not None:
         output.logprobs = logprobs[:count]
+    output.prompt_logprobs = _judged(request, share, computed)
     if reason is None and computed.draft_token_ids:
         request.proposed = computed.draft_token_ids[index]
     return output
+
+
+def book_chunk(
+    request: Request, share: ScheduledRow, computed: ModelRunnerOutput, kv: KVCacheManager
+) -> list[EngineCoreOutput]:
+    """Publish the full blocks of a row that drew nothing; what it has to tell nevertheless."""
+    kv.commit(request.table, request.token_ids, share.num_computed + share.num_tokens)
+    judged = _judged(request, share, computed)
+    return [EngineCoreOutput(request.request_id, [], prompt_logprobs=judged)] if judged else []
+
+
+def _judged(
+    request: Request, share: ScheduledRow, computed: ModelRunnerOutput
+) -> list[TokenLogprobs] | None:
+    """Logprobs of prompt tokens, without those told before a preemption; None: there are none."""
+    judged = computed.prompt_logprobs.get(share.row)
+    if not judged:
+        return None
+    fresh = judged[max(request.num_judged - share.num_computed, 0) :]
+    request.num_judged += len(fresh)
+    request.table.takes_hits = request.num_judged == request.num_prompt_tokens - 1
+    return fresh or None
+
+
+def book_failed(
+    request: Request, computed: ModelRunnerOutput, kv: KVCacheManager
+) -> EngineCoreOutput:
+    """Disown the blocks of a row that drew nothing, and say what went wrong."""
+    kv.discard(request.table)
+    grammar = request.row in computed.ungrammatical_rows
+    return EngineCoreOutput(
+        request.request_id,
+        [],
+        FinishReason.ERROR,
+        num_cached_tokens=request.num_cached_tokens or 0,
+        error=GRAMMAR_ERROR if grammar else NUMERIC_ERROR,
+    )

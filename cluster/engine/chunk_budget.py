@@ -8,14 +8,17 @@ seconds are handed in, and with the same seconds it always gives the same chunks
     base     a moving average of the steps without chunks, by the number of decodes in them
     alpha    what a token of a chunk costs beside them; beta what every token before it adds
              (attention): a line through (seconds above base) / tokens against the context,
-             fitted by least squares in which older steps count less and less
+             fitted by least squares in which older steps count less and less. Chunks without
+             decodes are larger and cheaper by the token: they count until there were others
 
     |<-------------------- target ------------------->|
     |  margin  |   base(decodes)    |   room          |      chunks fill the room
 
 The margin follows how far predictions were off lately, so that not the mean step but nearly every
 step keeps the target. Chunks grow by half a step at most, because nothing is known of larger ones.
-A prompt gets MIN_CHUNK tokens a step even when there is no room at all, or it would never begin.
+Where decodes alone leave no room, chunks may make the step longer by LEAST_SHARE all the same, and
+a prompt gets MIN_CHUNK tokens in any case, or it would never begin. On a CPU that is bound by
+arithmetic so few tokens cost as much as so many more streams: hence few.
 Without a target, or without streams that wait for their next token, nothing is held back.
 """
 
@@ -24,7 +27,10 @@ from typing import NamedTuple
 
 from cluster.batch import SchedulerOutput
 
-MIN_CHUNK = 16
+MIN_CHUNK = 4
+LEAST_SHARE = 0.25
+"""Of the decodes' time."""
+_FIRST_LARGEST = 64
 _GROWTH = 1.5
 _FORGET = 0.97
 """What a measured chunk counts for after the next one."""
@@ -69,9 +75,10 @@ class ChunkBudget:
         self._base: dict[int, float] = {}
         self._line = _Line()
         self._error = 0.05
-        self._largest = 4 * MIN_CHUNK
+        self._largest = _FIRST_LARGEST
         self._room: float | None = None
         self._begun = False
+        self._beside = False
 
     def begin(self, num_decodes: int) -> None:
         """A step is planned that brings so many running streams their next token."""
@@ -80,10 +87,14 @@ class ChunkBudget:
             self._room = None
             return
         margin = max(_MARGIN, _DEVIATIONS * self._error)
-        self._room = self.target_s / (1 + margin) - self.base(num_decodes)
+        base = self.base(num_decodes)
+        self._room = max(self.target_s / (1 + margin) - base, LEAST_SHARE * base)
 
     def take(self, position: int, wanted: int) -> int:
-        """How many of the `wanted` tokens from `position` on this step may compute."""
+        """How many of the `wanted` tokens from `position` on this step may compute.
+
+        Whoever asks behind one who got fewer than wanted gets none: prompts go on one by one.
+        """
         if self._room is None:
             return wanted
         granted = min(wanted, self._fitting(position), int(self._largest * _GROWTH))
@@ -92,7 +103,9 @@ class ChunkBudget:
         if granted:
             self._begun = True
             self._room -= self._line.seconds(granted, position + granted / 2)
-        return max(0, granted)
+        if granted < wanted:
+            self._room = 0.0
+        return granted
 
     def observe(self, work: StepWork, seconds: float) -> None:
         """A step took so long."""
@@ -108,9 +121,7 @@ class ChunkBudget:
             self._error += 0.05 * (off - self._error)
             seconds = min(seconds, _OUTLIER * predicted)
         above = max(0.0, seconds - self.base(work.decodes))
-        self._line.observe(context, above / work.tokens, weight=work.tokens)
-        if work.decodes:
-            self._largest = max(MIN_CHUNK, work.tokens)
+        self._learn_chunk(work, context, above / work.tokens)
 
     def base(self, num_decodes: int) -> float:
         """Seconds of a step without chunks; 0 while none was measured, or without decodes."""
@@ -131,11 +142,21 @@ class ChunkBudget:
         else:
             self._base[decodes] = known + 0.1 * (min(seconds, _OUTLIER * known) - known)
 
+    def _learn_chunk(self, work: StepWork, context: float, each: float) -> None:
+        if work.decodes and not self._beside:
+            self._beside, self._line = True, _Line()
+        if work.decodes or not self._beside:
+            self._line.observe(context, each, weight=work.tokens)
+        if work.decodes:
+            self._largest = max(work.tokens, int(_FORGET * self._largest))
+
     def _fitting(self, position: int) -> int:
         """The largest n with n * (alpha + beta * (position + n / 2)) <= room."""
         room = self._room or 0.0
-        if room <= 0 or not self._line.known:
-            return MIN_CHUNK if room > 0 else 0
+        if room <= 0:
+            return 0
+        if not self._line.known:
+            return MIN_CHUNK
         alpha, beta = self._line.coefficients()
         each = max(alpha + beta * position, 1e-9)
         if beta * room < 1e-6 * each * each:

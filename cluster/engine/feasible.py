@@ -4,7 +4,7 @@ Owns that rule and the words in which it refuses. Knows no queue and no load.
 """
 
 from cluster.engine.kv_cache import KVCacheManager
-from cluster.request import EngineRequest
+from cluster.request import MAX_PROMPT_LOGPROBS, EngineRequest
 
 _MAX_TOKEN_ID = 2**31 - 1
 
@@ -14,7 +14,15 @@ def refuse_impossible(request: EngineRequest, max_model_len: int, kv: KVCacheMan
     prompt = request.prompt_token_ids
     if not prompt or min(prompt) < 0 or max(prompt) > _MAX_TOKEN_ID:
         raise ValueError("the prompt must hold at least one token, and only token ids")
-    num_tokens = len(prompt) + request.params.max_tokens
+    if (named := request.params.prompt_logprobs) is not None:
+        num_logprobs = len(prompt) * (1 + named)
+        if num_logprobs > MAX_PROMPT_LOGPROBS:
+            raise ValueError(
+                f"{num_logprobs} logprobs of the prompt are more than {MAX_PROMPT_LOGPROBS}: "
+                "shorten it, or ask for fewer"
+            )
+    # A prompt is computed by drawing one token behind it, wanted or not.
+    num_tokens = len(prompt) + max(request.params.max_tokens, 1)
     asked = f"{len(prompt)} prompt tokens + max_tokens {request.params.max_tokens}"
     if num_tokens > max_model_len:
         raise ValueError(

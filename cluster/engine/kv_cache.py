@@ -51,6 +51,8 @@ class BlockTable:
     """
 
     salt: bytes = b""
+    takes_hits: bool = True
+    """Whether what others computed will do; False: all is computed anew, for others to hit."""
     blocks: list[Block] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     num_committed: int = 0
@@ -272,7 +274,7 @@ class KVCacheManager:
             _require(block.digest == digest, f"{block} is found under a digest not its own")
 
     def _cached_prefix(self, table: BlockTable, token_ids: Sequence[int]) -> list[Block]:
-        if not self.enable_prefix_caching:
+        if not (self.enable_prefix_caching and table.takes_hits):
             return []
         # At least one token must be computed: its logits are what a request asks for.
         most = (len(token_ids) - 1) // self.block_size

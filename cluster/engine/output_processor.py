@@ -19,9 +19,9 @@ from cluster.request import (
     Usage,
 )
 from cluster.text.detokenizer import Detokenizer
-from cluster.text.reasoning import ReasoningParser, prompt_state
 from cluster.text.stop import StopChecker
 from cluster.text.tokenizer import Tokenizer
+from cluster.thinking import Thinking
 
 
 class OutputProcessor:
@@ -84,13 +84,15 @@ class _RequestText:
         "_eos_token_ids",
         "_logprobs",
         "_min_tokens",
-        "_parser",
         "_prediction",
+        "_prompt_logprobs",
         "_prompt_tokens",
         "_reasoning",
         "_reasoning_ended",
         "_request_id",
         "_stops",
+        "_stops_thoughts",
+        "_thinking",
         "_token_ids",
     )
 
@@ -100,8 +102,8 @@ class _RequestText:
         self._eos_token_ids = tokenizer.eos_token_ids
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopChecker(request.params.stop) if request.params.stop else None
-        state = prompt_state(request.prompt_token_ids, tokenizer)
-        self._parser = ReasoningParser(state, tokenizer.think_end_id)
+        self._stops_thoughts = request.params.stops_thoughts
+        self._thinking = Thinking(request.params.thinking)
         self._prompt_tokens = len(request.prompt_token_ids)
         predicted = request.prediction_token_ids
         self._prediction = PredictionMatch(predicted) if predicted else None
@@ -115,6 +117,7 @@ class _RequestText:
         self._reasoning_ended = False
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] | None = None
+        self._prompt_logprobs: list[TokenLogprobs] | None = None
 
     def usage(self) -> Usage:
         """Every generated token is a completion token, closing think and stop tokens included."""
@@ -123,7 +126,7 @@ class _RequestText:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             cached_tokens=self._cached_tokens,
-            reasoning_tokens=self._parser.reasoning_tokens,
+            reasoning_tokens=self._thinking.num_tokens,
             accepted_prediction_tokens=prediction.accepted if prediction is not None else 0,
             rejected_prediction_tokens=prediction.rejected if prediction is not None else 0,
         )
@@ -134,6 +137,7 @@ class _RequestText:
             self._cached_tokens = output.num_cached_tokens
         if output.logprobs is not None:
             self._logprobs = (self._logprobs or []) + output.logprobs
+        self._prompt_logprobs = output.prompt_logprobs
         finish = output.finish_reason
         stop = self._take(output.new_token_ids, None if finish is None else self._ending(output))
         if stop is None and finish is not None:
@@ -142,9 +146,13 @@ class _RequestText:
             return self._delta(FinishReason.STOP, stop)
         if finish is not None:
             return self._delta(finish, output.stop_reason, output.error)
-        if self._reasoning or self._content or self._reasoning_ended:
+        if self._shows_something():
             return self._delta()
         return None
+
+    def _shows_something(self) -> bool:
+        told = self._reasoning or self._content or self._reasoning_ended or self._prompt_logprobs
+        return bool(told)
 
     def _ending(self, output: EngineCoreOutput) -> frozenset[int] | None:
         """The ids one of which ended the request, if an id did."""
@@ -175,37 +183,50 @@ class _RequestText:
         return self._completion_tokens >= self._min_tokens
 
     def _read(self, token_id: int) -> str | None:
-        if self._parser.thinking:
-            if not self._close_thoughts_at(token_id):
-                self._reasoning += self._detokenizer.push_one(token_id)
+        if not self._thinking.thinking:
+            return self._answer(self._detokenizer.push_one(token_id))
+        if self._close_thoughts_at(token_id):
             return None
-        return self._answer(self._detokenizer.push_one(token_id))
+        return self._thought(self._detokenizer.push_one(token_id))
 
     def _close_thoughts_at(self, token_id: int) -> bool:
         """Counts an id among the thoughts, if they are open; whether it closed them."""
-        closed = self._parser.push(token_id)
+        closed = self._thinking.push(token_id)
         if closed:
-            self._reasoning += self._detokenizer.flush()
+            self._reasoning += self._withheld() + self._detokenizer.flush()
             self._reasoning_ended = True
         return closed
 
-    def _answer(self, text: str) -> str | None:
-        """Shows text of the answer as far as no stop string may begin there; the one that ended."""
-        if self._stops is None or self._completion_tokens <= self._min_tokens:
-            self._content += text
+    def _thought(self, text: str) -> str | None:
+        if not self._stops_thoughts:
+            self._reasoning += text
             return None
-        shown, stop = self._stops.push(text)
+        shown, stop = self._until_stop(text)
+        self._reasoning += shown
+        return stop
+
+    def _answer(self, text: str) -> str | None:
+        shown, stop = self._until_stop(text)
         self._content += shown
         return stop
 
+    def _until_stop(self, text: str) -> tuple[str, str | None]:
+        """The text as far as no stop string may begin there; the one that ended it."""
+        if self._stops is None or self._completion_tokens <= self._min_tokens:
+            return text, None
+        return self._stops.push(text)
+
+    def _withheld(self) -> str:
+        return "" if self._stops is None else self._stops.flush()
+
     def _finish(self) -> str | None:
         rest = self._detokenizer.flush()
-        if self._parser.thinking:
-            self._reasoning += rest
-            return None
-        stop = self._answer(rest)
-        if stop is None and self._stops is not None:
-            self._content += self._stops.flush()
+        if self._thinking.thinking:
+            stop = self._thought(rest)
+            self._reasoning += "" if stop else self._withheld()
+        else:
+            stop = self._answer(rest)
+            self._content += "" if stop else self._withheld()
         return stop
 
     def _delta(
@@ -226,6 +247,8 @@ class _RequestText:
             None if finish_reason is None else self.usage(),
             error,
             None if self._logprobs is None else self._logprobs[: len(self._token_ids)],
+            None if finish_reason is None else self._thinking.stop,
+            self._prompt_logprobs,
         )
         self._begin_delta()
         return delta

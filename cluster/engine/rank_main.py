@@ -192,9 +192,18 @@ def _lost(peers: dict[int, Channel]) -> str | None:
 def _torch_worker(spec: RankSpec, rendezvous: str) -> RankWorker:
     from cluster.device import Device
     from cluster.model.tp_group import TPGroup
+    from cluster.text.grammar_book import GrammarBook
     from cluster.worker.worker import Worker
 
     device = Device.select(spec.config.device, spec.rank)
     backend = device.collectives_backend(spec.config.collectives)
-    group = TPGroup.join(spec.rank, spec.size, rendezvous, backend, COLLECTIVE_TIMEOUT_S)
-    return Worker(spec.config, spec.rank, group)
+    group = TPGroup.join(
+        spec.rank,
+        spec.size,
+        rendezvous,
+        backend,
+        COLLECTIVE_TIMEOUT_S,
+        ordered=spec.config.deterministic,
+        device=device.torch_device,
+    )
+    return Worker(spec.config, spec.rank, group, GrammarBook(spec.config.model_path))

@@ -45,6 +45,10 @@ class Request:
     """Prompt tokens found in the prefix cache at first admission; None before it."""
     prediction_token_ids: list[int] = field(default_factory=list)
     next_turn: NextTurn | None = None
+    prompt_of: str | None = None
+    """The request that computes this one's prompt."""
+    num_judged: int = 0
+    """Prompt tokens whose logprobs were told."""
 
     @classmethod
     def of(cls, asked: EngineRequest) -> "Request":
@@ -53,9 +57,10 @@ class Request:
             token_ids=list(asked.prompt_token_ids),
             num_prompt_tokens=len(asked.prompt_token_ids),
             params=asked.params,
-            table=BlockTable(salt=asked.cache_salt),
+            table=BlockTable(asked.cache_salt, asked.params.prompt_logprobs is None),
             prediction_token_ids=asked.prediction_token_ids,
             next_turn=asked.next_turn,
+            prompt_of=asked.prompt_of,
         )
 
     @property
@@ -111,6 +116,8 @@ class Request:
         Returns:
             how many were appended, why the output ends with the last of them, and the stop token.
         """
+        if not self.params.max_tokens:
+            return 0, FinishReason.LENGTH, None
         for count, token_id in enumerate(token_ids, 1):
             self.token_ids.append(token_id)
             reason, stop_reason = self.end(eos_token_ids)

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cluster.batch import ModelRunnerOutput, ScheduledRow, SchedulerOutput
-from cluster.engine.booking import book_drawn, places
+from cluster.engine.booking import book_chunk, book_drawn, book_failed, places
 from cluster.engine.chunk_budget import ChunkBudget, StepWork
 from cluster.engine.feasible import refuse_impossible
 from cluster.engine.kv_cache import KVCacheManager
@@ -46,8 +46,6 @@ from cluster.request import (
     FinishReason,
     RequestStatus,
 )
-
-NUMERIC_ERROR = "engine_numeric_error"
 
 _FINISHED = {
     FinishReason.STOP: RequestStatus.FINISHED_STOPPED,
@@ -188,12 +186,11 @@ class Scheduler:
             if request.row != share.row:
                 continue  # it ended while the step was computed
             if share.row in computed.failed_rows:
-                outputs += self._fail(request)
+                outputs += self._fail(request, computed)
             elif share.samples:
                 outputs.append(self._append(request, share, computed, at[share.row]))
             else:
-                end = share.num_computed + share.num_tokens
-                self.kv.commit(request.table, request.token_ids, end)
+                outputs += book_chunk(request, share, computed, self.kv)
                 self._warm_ups.booked(request)
         self._counters.steps += bool(scheduled.scheduled)
         return outputs
@@ -310,11 +307,11 @@ class Scheduler:
             return False
         request = self._waiting[0]
         beside = self.config.max_num_batched_tokens - len(self._running)
-        return self._fits(request) and self._num_uncached(request) > beside
+        return self._may_start(request) and self._num_uncached(request) > beside
 
     def _admit_waiting(self, frame: SchedulerOutput, shares: list[Request], budget: int) -> None:
         chunked = self.config.enable_chunked_prefill
-        while self._waiting and budget > 0 and self._fits(self._waiting[0]):
+        while self._waiting and budget > 0 and self._may_start(self._waiting[0]):
             num_tokens = self._num_uncached(self._waiting[0])
             if chunked:
                 position = len(self._waiting[0].token_ids) - num_tokens
@@ -331,6 +328,12 @@ class Scheduler:
             if not share.samples:
                 break  # only the last of the running may have more to catch up with
             budget -= num_tokens
+
+    def _may_start(self, request: Request) -> bool:
+        """Not before another's frame under way has computed the same prompt, for it to find."""
+        leader = self._requests.get(request.prompt_of or "")
+        computing = leader is not None and leader.num_output_tokens == 0
+        return not computing and self._fits(request)
 
     def _fits(self, request: Request) -> bool:
         """Whether a row is free, and blocks for all that is known: never a prompt in part.
@@ -369,16 +372,13 @@ class Scheduler:
             self._finish(request, output.finish_reason)
         return output
 
-    def _fail(self, request: Request) -> list[EngineCoreOutput]:
-        """End a request whose numbers went wrong; nobody may hit the blocks it computed."""
+    def _fail(self, request: Request, computed: ModelRunnerOutput) -> list[EngineCoreOutput]:
+        """End a request whose row failed; nobody may hit the blocks it computed."""
         if request is self._warm_ups.current:
             self._warm_ups.failed(request)
             return []
-        self.kv.discard(request.table)
+        output = book_failed(request, computed, self.kv)
         self._finish(request, FinishReason.ERROR)
-        output = EngineCoreOutput(request.request_id, [], FinishReason.ERROR)
-        output.num_cached_tokens = request.num_cached_tokens or 0
-        output.error = NUMERIC_ERROR
         return [output]
 
     # leaving

@@ -125,9 +125,11 @@ class WarmUps:
 def next_turn_prefix(request: Request, next_turn: NextTurn) -> list[int]:
     """What the next turn's prompt begins with; [] if the prompt alone already says it."""
     output = request.token_ids[request.num_prompt_tokens :]
-    if next_turn.answer_follows not in output:
-        return []
-    begin = len(output) - output[::-1].index(next_turn.answer_follows)
+    begin = 0
+    if next_turn.answer_follows is not None:
+        if next_turn.answer_follows not in output:
+            return []
+        begin = len(output) - output[::-1].index(next_turn.answer_follows)
     while begin < len(output) and output[begin] in next_turn.dropped_token_ids:
         begin += 1
     answer = output[begin:]

@@ -65,7 +65,7 @@ def main() -> int:
     if reason is not None:
         print(f"compiled kernels are left out: {reason}; plain torch serves instead")
         return 0
-    print("compiling the CPU kernels (about a minute) ...", flush=True)
+    print("compiling the CPU kernels (a few minutes) ...", flush=True)
     print(f"built {build()}")
     return 0
 

@@ -8,6 +8,7 @@ the bit. A row's scale depends on that row alone, so neighbours never change a r
     y[m, n] = (sum of products of integers) * scale[m] * scale[n] + bias[n]
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,10 +63,15 @@ class TorchInt8Weight:
 class NativeInt8Weight:
     """[N, K] packed for the 8-bit dot product of the extension."""
 
-    def __init__(self, native: Any, n: int, k: int, bias: bool) -> None:
+    def __init__(
+        self, native: Any, n: int, k: int, bias: bool, variant: Callable[[int], int]
+    ) -> None:
+        """`variant`: number of rows -> which of the extension's `int8_variants` multiplies; all
+        give the same bits."""
         self.shape = (n, k)
         self.bias = torch.zeros(n, dtype=torch.bfloat16) if bias else None
         self._native = native
+        self._variant = variant
         self._packed: Tensor = native.empty_packed_int8(n, k)
         self._scale = torch.zeros(n)
         self._sum = torch.zeros(n, dtype=torch.int32)
@@ -85,9 +91,13 @@ class NativeInt8Weight:
         )
 
     def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
+        return self.product(x, self._variant(len(x)), full_precision)
+
+    def product(self, x: Tensor, variant: int, full_precision: bool = False) -> Tensor:
+        """The same by a variant of the caller's choice."""
         dtype = torch.float32 if full_precision else torch.bfloat16
         y: Tensor = self._native.linear_int8(
-            x, self._packed, self._scale, self._sum, self.bias, dtype
+            x, self._packed, self._scale, self._sum, self.bias, dtype, variant
         )
         return y
 

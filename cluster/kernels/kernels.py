@@ -1,16 +1,29 @@
 """Kernels: what the layers of the model ask of a machine, whoever computes it.
 
-Owns the interface alone. Two implementations answer to it: `torch_kernels.TorchKernels` on any
-device, `native_kernels.NativeKernels` with the compiled extension on CPUs; `selection` decides.
+Owns the interface alone. Three implementations answer to it: `torch_kernels.TorchKernels` on any
+device, `native_kernels.NativeKernels` with the compiled extension on CPUs, and around torch's
+products `triton_kernels.TritonKernels` on GPUs; `selection` decides.
 
 Shape letters: M rows (tokens), K inputs, N outputs, D hidden, F intermediate.
 """
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 Quantization = Literal["none", "int8", "fp8"]
+
+DrawOffered = Callable[
+    [
+        tuple[Tensor, Tensor, Tensor],
+        Tensor,
+        tuple[Tensor, Tensor, Tensor, Tensor],
+        int,
+    ],
+    tuple[Tensor, Tensor],
+]
+"""See `triton_draw.draw_offered`."""
 
 ROW_BLOCK = 16
 """Rows are stored in groups of so many by kernels that reorder them."""
@@ -48,9 +61,15 @@ class Kernels(Protocol):
     name: str
     layout: str
     """How matrices are held; a cache of one layout does not serve another."""
+    draw_offered: DrawOffered | None
+    """Draws among the likeliest ids where the logits are; None: the host does."""
 
     def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
         """An unfilled matrix of N outputs and K inputs."""
+
+    def head_weight(self, n: int, k: int) -> LinearWeight:
+        """The same for logits, and for embeddings where they share it: kept as the checkpoint has
+        it where rounding it would cost more in answers than it saves in time."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[M, D] -> x / rms(x) * weight; the mean square is taken in float32."""

@@ -24,5 +24,5 @@ def load() -> tuple[Any, str]:
         return None, _MISSING if missing else f"cannot be loaded ({error}): build it again"
     variants = module.linear_variants()
     if not variants:
-        return None, "this CPU lacks AVX-512"
+        return None, "this CPU lacks AVX2"
     return module, ", ".join(variants)

@@ -9,15 +9,15 @@ in the same order whatever stands beside it.
 """
 
 import bisect
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.kernels.int8 import NativeInt8Weight
-from cluster.kernels.kernels import LinearWeight
+from cluster.kernels.kernels import DrawOffered, LinearWeight
 
 
 class RowClass(NamedTuple):
@@ -29,22 +29,38 @@ class RowClass(NamedTuple):
     label: str
 
 
+_LAYOUTS = {
+    "bf16": "bf16 panels of 32 outputs x 2 inputs",
+    "int8": "int8 panels of 32 outputs x 4 inputs",
+    "fp32": "fp32 panels of 32 outputs",
+}
 UNPACKED = -1
 """torch's own product over a matrix that is unpacked for the call: pays with matrix engines."""
+
+
+class RowClasses:
+    """Who multiplies how many rows: classes in growing order of `first_row`, the first from 1."""
+
+    def __init__(self, classes: Sequence[RowClass]) -> None:
+        self._classes = classes
+        self._starts = [entry.first_row for entry in classes]
+
+    def variant(self, rows: int) -> int:
+        return self._classes[max(bisect.bisect_right(self._starts, rows) - 1, 0)].variant
+
+    def __iter__(self) -> Iterator[RowClass]:
+        return iter(self._classes)
 
 
 class PackedWeight:
     """[N, K] in bfloat16."""
 
-    def __init__(
-        self, native: Any, n: int, k: int, bias: bool, classes: Sequence[RowClass]
-    ) -> None:
+    def __init__(self, native: Any, n: int, k: int, bias: bool, classes: RowClasses) -> None:
         self.shape = (n, k)
         self.bias = torch.zeros(n, dtype=torch.bfloat16) if bias else None
         self._native = native
         self._packed: Tensor = native.empty_packed(n, k)
-        self._starts = [entry.first_row for entry in classes]
-        self._variants = [entry.variant for entry in classes]
+        self._classes = classes
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +73,7 @@ class PackedWeight:
         self._native.pack_rows_(self._packed, rows.to(torch.bfloat16), row, *self.shape)
 
     def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
-        variant = self._variants[bisect.bisect_right(self._starts, x.shape[0]) - 1]
+        variant = self._classes.variant(x.shape[0])
         if variant == UNPACKED and not full_precision:
             return F.linear(x, self._native.unpack_linear(self._packed, *self.shape), self.bias)
         dtype = torch.float32 if full_precision else torch.bfloat16
@@ -104,31 +120,34 @@ class PackedFloatWeight:
 
 
 class NativeKernels:
-    """The compiled extension."""
+    """The compiled extension, over matrices of one format."""
 
     name = "native"
-    layout = "bf16 panels of 32 outputs x 2 inputs"
+    draw_offered: DrawOffered | None = None
 
     def __init__(
-        self, native: Any, instructions: str, classes: Sequence[RowClass], int8: bool = False
+        self,
+        native: Any,
+        instructions: str,
+        matrices: Literal["bf16", "int8", "fp32"],
+        classes: Sequence[RowClass] = (),
     ) -> None:
-        """`classes`: in growing order of `first_row`, the first from row 1; empty: matrices are
-        float32, which one variant serves."""
+        """`classes`: who multiplies; float32 matrices have one variant and need none."""
         self.native = native
+        self.layout = _LAYOUTS[matrices]
         self._instructions = instructions
-        self._classes = classes
-        self._int8 = int8
-        if int8:
-            self.layout = "int8 panels of 32 outputs x 4 inputs"
-        elif not classes:
-            self.layout = "fp32 panels of 32 outputs"
+        self._matrices = matrices
+        self._classes = RowClasses(classes)
 
     def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
-        if self._int8:
-            return NativeInt8Weight(self.native, n, k, bias)
-        if not self._classes:
+        if self._matrices == "int8":
+            return NativeInt8Weight(self.native, n, k, bias, self._classes.variant)
+        if self._matrices == "fp32":
             return PackedFloatWeight(self.native, n, k, bias)
         return PackedWeight(self.native, n, k, bias, self._classes)
+
+    def head_weight(self, n: int, k: int) -> LinearWeight:
+        return self.linear_weight(n, k)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         normed: Tensor = self.native.rms_norm(x, weight, eps)
@@ -149,18 +168,19 @@ class NativeKernels:
         return found
 
     def signature(self) -> str:
-        names = self.native.linear_variants()
-        served = [
-            f"{c.first_row} {'torch' if c.variant == UNPACKED else names[c.variant]}"
-            for c in self._classes
-        ]
-        return ", ".join([f"native in {self.layout}", *served])
+        parts = [f"native in {self.layout}"]
+        if self._matrices == "bf16":  # the others' variants agree to the bit
+            names = self.native.linear_variants()
+            parts += [
+                f"{c.first_row} {'torch' if c.variant == UNPACKED else names[c.variant]}"
+                for c in self._classes
+            ]
+        return ", ".join(parts)
 
     def describe(self) -> list[str]:
         lines = [f"dense layers: native (this CPU runs {self._instructions})"]
-        if self._int8:
-            return [*lines, "linear: 8-bit dot products, activations quantised row by row"]
-        if not self._classes:
+        if self._matrices == "int8":
+            lines.append("linear: 8-bit products, activations quantised row by row")
+        if self._matrices == "fp32":
             lines.append("linear: fp32")
-        lines += [f"linear from {c.first_row} rows: {c.label}" for c in self._classes]
-        return lines
+        return lines + [f"linear from {c.first_row} rows: {c.label}" for c in self._classes]

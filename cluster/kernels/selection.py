@@ -3,8 +3,9 @@
 Owns the choice, its measurements and its reasons. Knows no layers.
 """
 
+import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from cluster.config import EngineConfig
 from cluster.device import Device
 from cluster.kernels import native
+from cluster.kernels.fp8 import CAPABILITY
+from cluster.kernels.int8 import NativeInt8Weight
 from cluster.kernels.kernels import Kernels
 from cluster.kernels.native_kernels import UNPACKED, NativeKernels, RowClass
 from cluster.kernels.torch_kernels import NEVER, TorchKernels
@@ -33,8 +36,15 @@ def select_kernels(device: Device, dtype: torch.dtype, config: EngineConfig) -> 
             message says why.
         ValueError: the quantisation does not exist on this device.
     """
-    if config.quantization == "fp8" and not device.is_cuda:
-        raise ValueError("quantization: fp8 is computed on GPUs; on a CPU use quantization: int8")
+    if config.quantization == "fp8" and device.is_cuda and device.capability < CAPABILITY:
+        raise ValueError(
+            f"{device.name} has compute capability {'.'.join(map(str, device.capability))}, but "
+            f"quantization: fp8 needs {'.'.join(map(str, CAPABILITY))} or newer (Ada, Hopper): use "
+            "quantization: none"
+        )
+    has_triton = device.is_cuda and importlib.util.find_spec("triton") is not None
+    if has_triton and config.kernels == "auto":
+        return _triton_kernels(device, dtype, config)
     extension, reason = _native(device, dtype, config)
     if extension is not None:
         return _native_kernels(extension, reason, dtype, config)
@@ -48,27 +58,36 @@ def select_kernels(device: Device, dtype: torch.dtype, config: EngineConfig) -> 
 
 def _native(device: Device, dtype: torch.dtype, config: EngineConfig) -> tuple[Any, str]:
     """(the extension, its instructions) or (None, why it does not serve)."""
-    if device.is_cuda:
-        return None, "the device is a GPU"
     if config.kernels == "torch":
         return None, "kernels: torch"
+    if device.is_cuda:
+        cause = "the device is a GPU"
+        return None, cause if config.kernels == "native" else f"{cause}, triton cannot be imported"
+    if config.quantization == "fp8":
+        return None, "the compiled kernels do not compute fp8; use quantization: int8"
     if dtype is torch.float32 and config.quantization != "none":
         return None, "compiled int8 takes bfloat16 activations; set dtype: bfloat16"
     extension, about = native.load()
-    if extension is not None and config.quantization == "int8" and not extension.int8_supported():
+    if extension is not None and config.quantization == "int8" and not extension.int8_variants():
         return None, "this CPU lacks the 8-bit dot product"
     return extension, about if extension is not None else f"the compiled kernels are {about}"
+
+
+def _triton_kernels(device: Device, dtype: torch.dtype, config: EngineConfig) -> Kernels:
+    from cluster.kernels.triton_kernels import TritonKernels
+
+    return TritonKernels(device.torch_device, dtype, config.quantization)
 
 
 def _native_kernels(
     extension: Any, instructions: str, dtype: torch.dtype, config: EngineConfig
 ) -> NativeKernels:
     if config.quantization == "int8":
-        return NativeKernels(extension, instructions, [], int8=True)
+        return NativeKernels(extension, instructions, "int8", _measure_int8(extension))
     if dtype is torch.float32:
-        return NativeKernels(extension, instructions, [])
-    classes = _one_class(extension) if config.deterministic else _measure_classes(extension)
-    return NativeKernels(extension, instructions, classes)
+        return NativeKernels(extension, instructions, "fp32")
+    classes = _one_class(extension) if config.deterministic else _measure_bf16(extension)
+    return NativeKernels(extension, instructions, "bf16", classes)
 
 
 def _one_class(extension: Any) -> list[RowClass]:
@@ -78,38 +97,55 @@ def _one_class(extension: Any) -> list[RowClass]:
     return [RowClass(1, last, f"{extension.linear_variants()[last]} (fixed: deterministic)")]
 
 
-def _measure_classes(extension: Any) -> list[RowClass]:
-    """The fastest variant of each class of rows."""
-    weight = torch.randn(SIZE, SIZE).to(torch.bfloat16)
+Names = Mapping[int, str]
+"""Of variants."""
+Product = Callable[[int, torch.Tensor], torch.Tensor]
+"""(variant, x [M, SIZE]) -> x W^T."""
+
+
+def _measure_bf16(extension: Any) -> list[RowClass]:
+    """The fastest variant of each class of rows; with many rows torch's own may be."""
     packed = extension.empty_packed(SIZE, SIZE)
-    extension.pack_rows_(packed, weight, 0, SIZE, SIZE)
-    names = extension.linear_variants()
+    extension.pack_rows_(packed, torch.randn(SIZE, SIZE).to(torch.bfloat16), 0, SIZE, SIZE)
 
-    def product(variant: int, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def product(variant: int, x: torch.Tensor) -> torch.Tensor:
         if variant == UNPACKED:
-            return lambda: F.linear(x, extension.unpack_linear(packed, SIZE, SIZE))
-        return lambda: extension.linear(x, packed, SIZE, None, x.dtype, variant)
+            return F.linear(x, extension.unpack_linear(packed, SIZE, SIZE))
+        result: torch.Tensor = extension.linear(x, packed, SIZE, None, x.dtype, variant)
+        return result
 
-    times: dict[int, dict[int, float]] = {}
+    names = dict(enumerate(extension.linear_variants()))
+    return _measure_classes(product, names, names | {UNPACKED: "torch"})
+
+
+def _measure_int8(extension: Any) -> list[RowClass]:
+    weight = NativeInt8Weight(extension, SIZE, SIZE, bias=False, variant=lambda rows: 0)
+    weight.write(0, torch.randn(SIZE, SIZE))
+    names = dict(enumerate(extension.int8_variants()))
+
+    def product(variant: int, x: torch.Tensor) -> torch.Tensor:
+        return weight.product(x, variant)
+
+    return _measure_classes(product, names, names)
+
+
+def _measure_classes(product: Product, few: Names, many: Names) -> list[RowClass]:
+    """`few`, `many`: the variants that compete, with few and with many rows."""
+    classes = []
     for first_row, rows in PROBES:
         x = torch.randn(rows, SIZE).to(torch.bfloat16)
-        variants = list(range(len(names)))
-        if rows > SIZE // 8:
-            variants.append(UNPACKED)
-        times[first_row] = {v: _seconds(product(v, x)) for v in variants}
-    classes = []
-    for first_row, taken in times.items():
+        names = many if rows > SIZE // 8 else few
+        taken = {variant: _seconds(partial(product, variant, x)) for variant in names}
         best = min(taken, key=taken.__getitem__)
         classes.append(RowClass(first_row, best, _label(taken, names)))
     return classes
 
 
-def _label(taken: dict[int, float], names: list[str]) -> str:
+def _label(taken: dict[int, float], names: Names) -> str:
     """`bf16dot (0.21 ms; fp32fma 0.40, torch 0.55)`"""
-    labels = {v: "torch" if v == UNPACKED else names[v] for v in taken}
     ranking = sorted(taken, key=taken.__getitem__)
-    others = ", ".join(f"{labels[v]} {taken[v] * 1e3:.2f}" for v in ranking[1:])
-    first = f"{labels[ranking[0]]} ({taken[ranking[0]] * 1e3:.2f} ms"
+    others = ", ".join(f"{names[v]} {taken[v] * 1e3:.2f}" for v in ranking[1:])
+    first = f"{names[ranking[0]]} ({taken[ranking[0]] * 1e3:.2f} ms"
     return f"{first}; {others})" if others else f"{first})"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cluster.kernels.fp8 import Fp8Weight
 from cluster.kernels.int8 import TorchInt8Weight
-from cluster.kernels.kernels import LinearWeight, Quantization
+from cluster.kernels.kernels import DrawOffered, LinearWeight, Quantization
 
 NEVER = 1 << 62
 
@@ -60,6 +60,7 @@ class TorchKernels:
     """Plain torch."""
 
     name = "torch"
+    draw_offered: DrawOffered | None = None
     layout = "rows"
 
     def __init__(
@@ -85,6 +86,11 @@ class TorchKernels:
             return Fp8Weight(n, k, bias, self._device, self._dtype)
         return PlainWeight(n, k, bias, self._device, self._dtype, self._widen_from)
 
+    def head_weight(self, n: int, k: int) -> LinearWeight:
+        if self._quantization == "fp8":
+            return PlainWeight(n, k, False, self._device, self._dtype)
+        return self.linear_weight(n, k)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, eps)
 
@@ -96,7 +102,7 @@ class TorchKernels:
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
     def row_argmax(self, logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
         values, ids = logits[:, :limit].float().max(-1)
@@ -112,6 +118,10 @@ class TorchKernels:
         lines = [f"dense layers: torch ({self._reason})"]
         if self._quantization != "none":
             lines.append(f"linear: torch in {self._quantization}")
+        if self._quantization == "fp8":
+            lines.append("logits: torch in the checkpoint's numbers")
+            if self._device.type == "cpu":
+                lines.append("fp8 on a CPU is computed for its numbers, not for its speed")
         elif self._widen_from < NEVER:
             lines.append(f"linear from {self._widen_from} rows: torch in float32 (measured faster)")
         return lines

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cluster.kernels.kernels import ROW_BLOCK
+from cluster.model.model_config import QUANTISED
 from cluster.model.parallel import TensorShard
 
 _SINGLE = "model.safetensors"
@@ -28,6 +29,8 @@ _DTYPES = {
 }
 PIECE_ELEMENTS = 1 << 21
 """Elements of one piece; a piece is all that is held beside the weights."""
+_PACKED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
+"""How AWQ, GPTQ, compressed-tensors and FP8 checkpoints name what stands for a matrix."""
 _DERIVED = "rotary_emb.inv_freq"
 """Some old checkpoints store this table, which follows from the config."""
 
@@ -71,6 +74,8 @@ def locate(
     for file in files:
         names = file.names()
         for name in names:
+            if name.endswith(_PACKED):
+                raise WeightError(f"{file.path}: tensor {name} is packed. {QUANTISED}")
             if name not in wanted and name not in ignore and not name.endswith(_DERIVED):
                 raise WeightError(
                     f"{file.path}: tensor {name} is not part of this model; config.json and "
@@ -148,10 +153,7 @@ class CheckpointFile:
                 f"asks for {list(shard.full_shape)}; they belong to different models"
             )
         if header.dtype not in _DTYPES:
-            raise WeightError(
-                f"{self.path}: tensor {shard.name} is {header.dtype}; quantised weights are not "
-                "supported, use the bfloat16 checkpoint"
-            )
+            raise WeightError(f"{self.path}: tensor {shard.name} is {header.dtype}. {QUANTISED}")
         return math.prod(shard.sink.shape) * _DTYPES[header.dtype].itemsize
 
     def pieces(self, shard: TensorShard) -> Iterator[tuple[int, torch.Tensor]]:

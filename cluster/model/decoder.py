@@ -53,7 +53,7 @@ class Attention:
     ) -> Tensor:
         n, k = self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj(x).view(-1, n + 2 * k, self.head_dim)  # [T, N + 2K, H]
-        out = attention.attend(kv_layer, qkv, rotary)  # [T, N, H]
+        out = attention.attend(kv_layer, qkv, rotary, wanted)  # [T, N, H]
         if wanted is not None:
             out = out[wanted]
         return self.o_proj(out.reshape(-1, n * self.head_dim))  # [T, D]

@@ -17,6 +17,12 @@ from cluster.plan.memory import ModelShape
 Architecture = Literal["qwen2", "llama"]
 SUPPORTED = "qwen2 and llama (the DeepSeek-R1-Distill family)"
 
+QUANTISED = (
+    "Quantised checkpoints are not read: use the bfloat16 one; it is quantised while it is loaded, "
+    "with quantization: fp8 on a GPU, quantization: int8 on a CPU"
+)
+"""Why: docs/adr/0010-rounded-while-loading.md."""
+
 _DEFAULT_POSITIONS = {"qwen2": 32768, "llama": 2048}
 _DEFAULT_THETA = 10_000.0
 
@@ -188,14 +194,21 @@ def _refuse_variants(path: Path, raw: _Json) -> None:
         _refuse(path, "hidden_act", raw.hidden_act)
     if raw.quantization_config:
         raise UnsupportedModelError(
-            f"{path}: quantization_config asks for quantised weights, which are not supported; use "
-            "the bfloat16 checkpoint"
+            f"{path}: quantization_config says that the weights are {_format(raw)}. {QUANTISED}"
         )
     # Qwen2 has its biases whatever these say; Llama's would be on q, k, v and o.
     if raw.model_type == "llama":
         for field in ("attention_bias", "mlp_bias"):
             if getattr(raw, field):
                 _refuse(path, field, True)
+
+
+def _format(raw: _Json) -> str:
+    """`awq, 4 bits`, in the words of the file."""
+    about = raw.quantization_config or {}
+    method = about.get("quant_method", "quantised by an unnamed method")
+    bits = about.get("bits", about.get("w_bit"))
+    return f"{method}" if bits is None else f"{method}, {bits} bits"
 
 
 def _read_rope(path: Path, raw: _Json) -> tuple[float, Llama3Scaling | None]:

@@ -228,7 +228,7 @@ class ParallelLMHead:
         self.vocab_size = vocab_size
         self.where = where
         rows = where.split("vocabulary", vocab_size)
-        self.weight = where.kernels.linear_weight(rows, hidden_size)
+        self.weight = where.kernels.head_weight(rows, hidden_size)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[S, D] -> [S, V / R]."""

@@ -41,6 +41,7 @@ class ShmCollectives:
     """Sums in float32, in the ranks' order: ((0 + 1) + (2 + 3)) + ..., whatever the timing."""
 
     name = "shm"
+    capture_ok = False
 
     def __init__(self, group: Any) -> None:
         """`group`: the extension's ShmGroup."""
@@ -75,6 +76,10 @@ class ShmCollectives:
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
         self._group.all_gather(x.data_ptr(), out.data_ptr(), x.nbytes)
+
+    def limit(self, timeout_s: float) -> None:
+        """Keeps the time of the meeting: the end of a rank is seen at once, a hanging one by the
+        watch of steps."""
 
     def close(self) -> None:
         self._group.leave()

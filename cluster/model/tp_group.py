@@ -6,6 +6,7 @@ business of `Collectives`. Knows no layers and no checkpoint.
 
 import datetime
 import logging
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -13,11 +14,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cluster.model.all_reduce_choice import BUFFER_BYTES
 from cluster.model.collectives import Collectives, TorchCollectives
 from cluster.model.shm_collectives import ShmCollectives, ShmUnavailableError
+from cluster.model.symmetric_collectives import (
+    SymmetricCollectives,
+    SymmetricUnavailableError,
+    meet,
+)
+from cluster.model.symmetric_memory import TorchSymmetricMemory, hindrance
 
-Backend = Literal["auto", "shm", "gloo", "nccl"]
-"""`auto`: shared memory where all ranks are on one host and it can be had, else gloo."""
+Backend = Literal["auto", "shm", "gloo", "nccl", "symmetric"]
+"""Between CPUs, `auto`: shared memory where all ranks are on one host and it can be had, else gloo.
+Between GPUs, `symmetric`: symmetric memory beside nccl, under the same conditions, else nccl."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +54,8 @@ class TPGroup:
         rendezvous: str,
         backend: Backend,
         timeout_s: float = 60.0,
+        ordered: bool = False,
+        device: torch.device | None = None,
     ) -> "TPGroup":
         """Meet the other ranks; every rank calls this with the same rendezvous and backend.
 
@@ -52,6 +63,9 @@ class TPGroup:
             rendezvous: `file:///path` (one node; a path nobody used before; gloo then listens on
                 loopback only) or `tcp://host:port` (rank 0 listens there).
             timeout_s: for the meeting and for every collective after it.
+            ordered: sums have the same bits whatever connects the ranks, and however many they are
+                if each brings a branch of one tree.
+            device: this rank's GPU, for `symmetric`.
 
         Raises:
             ValueError: the rendezvous has another scheme.
@@ -70,14 +84,22 @@ class TPGroup:
                 if backend == "shm":
                     raise
                 _log.warning("collectives: gloo, shared memory is not available (%s)", error)
-        by_torch: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
-        met = TorchCollectives.meet(store, rank, size, by_torch, timeout, one_host)
+        by_torch: Literal["gloo", "nccl"] = "nccl" if backend in ("nccl", "symmetric") else "gloo"
+        met = TorchCollectives.meet(store, rank, size, by_torch, timeout, one_host, ordered)
+        if backend == "symmetric" and one_host and device is not None:
+            return cls(rank, size, _beside(met, store, rank, size, device, ordered))
         return cls(rank, size, met)
 
     @property
     def collectives(self) -> str:
-        """For people: `shm`, `gloo`, `nccl`, or `none` for a group of one."""
+        """For people: `shm`, `gloo`, `nccl`, `symmetric memory`, each perhaps `in order`, or `none`
+        for a group of one."""
         return "none" if self._collectives is None else self._collectives.name
+
+    @property
+    def capture_ok(self) -> bool:
+        """Whether what the ranks exchange may be recorded in a CUDA graph."""
+        return self._collectives is None or self._collectives.capture_ok
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum of every rank's `x`, in place; also returned. float32 or bfloat16."""
@@ -100,10 +122,38 @@ class TPGroup:
             return gathered
         return torch.cat(gathered.view(self.size, *x.shape).unbind(0), dim=-1)
 
+    def limit(self, timeout_s: float) -> None:
+        """From now on a collective fails after so long: steps are quick, unlike loading, for which
+        ranks may take different times."""
+        if self._collectives is not None:
+            self._collectives.limit(timeout_s)
+
     def close(self) -> None:
         """Leave the group; collectives fail afterwards."""
         if self._collectives is not None:
             self._collectives.close()
+
+
+def _beside(
+    library: TorchCollectives,
+    store: Any,
+    rank: int,
+    size: int,
+    device: torch.device,
+    ordered: bool,
+) -> Collectives:
+    """Symmetric memory beside nccl where all ranks can have it, else nccl alone."""
+    stores: Any = dist
+    shared = stores.PrefixStore("symmetric", store)
+    make = partial(
+        TorchSymmetricMemory.meet, library.backend, shared, rank, size, device, BUFFER_BYTES
+    )
+    try:
+        memory = meet(shared, rank, size, make, hindrance(size))
+    except SymmetricUnavailableError as error:
+        _log.warning("collectives: nccl, symmetric memory is not available (%s)", error)
+        return library
+    return SymmetricCollectives(memory, library, size, ordered)
 
 
 def _store(rank: int, size: int, rendezvous: str, timeout: datetime.timedelta) -> Any:

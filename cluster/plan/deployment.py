@@ -26,8 +26,11 @@ from cluster.plan.memory import (
 )
 from cluster.plan.speed import decode_seconds, prefill_seconds
 
-CPU_RANK_BYTES = 262 * 2**20
-"""A rank's process before it holds anything: Python, torch, the compiled kernels."""
+CPU_RANK_BYTES = 175 * 2**20
+"""A rank's process before it holds anything: Python, torch, the kernels, without the pages of their
+files."""
+WORD_BYTES = 1600
+"""Of each token that a rank knows the word of, for grammars."""
 STEP_TOKENS, STEP_ROWS = 2048, 64
 """Tokens computed, and rows drawn, in a step whose activations are counted in."""
 FP8_WEIGHTS = "fp8 weights (quantization: fp8)"
@@ -52,6 +55,8 @@ class Deployment:
     max_num_seqs: int | None = None
     """Bounds the KV cache at so many requests of the longest context; None: no bound."""
     block_size: int = 16
+    knows_words: bool = True
+    """Whether ranks hold the vocabulary, as those of a service do: answers may follow grammars."""
 
     @property
     def weight_bytes(self) -> int:
@@ -66,7 +71,8 @@ class Deployment:
     def overhead_bytes(self) -> int:
         """What a rank takes beside weights and KV.
 
-        On a CPU: the process, the tables of rotary angles, a step's activations and its logits.
+        On a CPU: the process, the vocabulary, the tables of rotary angles, a step's activations
+        and its logits.
         """
         if not self.device.is_cpu:
             return GPU_OVERHEAD
@@ -75,7 +81,9 @@ class Deployment:
         width = 4 * shape.hidden_size + 3 * shape.intermediate_size // self.tp
         rows = min(self.max_num_seqs or STEP_ROWS, STEP_ROWS)
         step = STEP_TOKENS * width * self.precision.other + rows * shape.vocab_size // self.tp * 8
-        return CPU_RANK_BYTES + positions * shape.head_dim * 4 + step
+        process = CPU_RANK_BYTES
+        process += shape.vocab_size * WORD_BYTES if self.knows_words else 0
+        return process + positions * shape.head_dim * 4 + step
 
     @property
     def kv_room(self) -> int:
@@ -109,7 +117,11 @@ class Deployment:
     @property
     def rank_bytes(self) -> int:
         """All that one rank takes."""
-        return self.weight_bytes + self.overhead_bytes + self.kv_pool_bytes
+        return self.taken_bytes(self.kv_pool_bytes)
+
+    def taken_bytes(self, kv_bytes: int) -> int:
+        """All that one rank takes with a KV cache of so many bytes."""
+        return self.weight_bytes + self.overhead_bytes + kv_bytes
 
     @property
     def longest_context(self) -> int:
@@ -184,7 +196,7 @@ def remedies(deployment: Deployment) -> list[str]:
 
 def advice(deployment: Deployment) -> str:
     """The remedies that are the engine's own settings, as the end of a sentence; or nothing."""
-    lines = [line for line in remedies(deployment) if "KV" not in line and " x " not in line]
+    lines = [line for line in remedies(deployment) if " x " not in line]
     return f"; what would fit: {' or '.join(lines)}" if lines else ""
 
 
@@ -197,12 +209,12 @@ def _changes(deployment: Deployment) -> Iterator[tuple[str, Deployment]]:
         return
     ranks = list(_more_ranks(deployment))
     yield from ranks
-    for name, precision in _narrower(deployment.precision):
-        narrower = replace(deployment, precision=precision)
-        yield name, narrower
+    if deployment.precision.linear > 1:
+        narrower = replace(deployment, precision=replace(deployment.precision, linear=1))
+        yield FP8_WEIGHTS, narrower
         if not ranks and not narrower.fits:
             for words, changed in _more_ranks(narrower):
-                yield f"{name}, {words}", changed
+                yield f"{FP8_WEIGHTS}, {words}", changed
 
 
 def _more_cpu_cache(deployment: Deployment) -> Iterator[tuple[str, Deployment]]:
@@ -220,16 +232,6 @@ def _more_ranks(deployment: Deployment) -> Iterator[tuple[str, Deployment]]:
         if size > deployment.tp and changed.fits:
             yield f"tensor_parallel_size: {size}", changed
             return
-
-
-def _narrower(precision: Precision) -> Iterator[tuple[str, Precision]]:
-    weights, kv = precision.linear > 1, precision.kv > 1
-    if weights:
-        yield FP8_WEIGHTS, replace(precision, linear=1)
-    if kv:
-        yield "fp8 KV", replace(precision, kv=1)
-    if weights and kv:
-        yield f"{FP8_WEIGHTS} and fp8 KV", replace(precision, linear=1, kv=1)
 
 
 def _other_devices(deployment: Deployment) -> list[Deployment]:

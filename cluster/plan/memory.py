@@ -37,9 +37,19 @@ class ModelShape:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property
+    def head_params(self) -> int:
+        """The lm_head."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def linear_params(self) -> int:
+        """Every matrix that activations are multiplied with, the lm_head among them."""
+        return self.num_layers * self.layer_linear_params + self.head_params
+
+    @property
     def embedding_params(self) -> int:
-        """The embedding and, unless tied to it, the lm_head."""
-        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        """An embedding of its own; none where it is the lm_head's matrix."""
+        return 0 if self.tie_word_embeddings else self.head_params
 
     @property
     def norm_params(self) -> int:
@@ -48,17 +58,20 @@ class ModelShape:
 
     @property
     def num_params(self) -> int:
-        layer = self.layer_linear_params + self.layer_bias_params
-        return self.num_layers * layer + self.embedding_params + self.norm_params
+        biases = self.num_layers * self.layer_bias_params
+        return self.linear_params + biases + self.embedding_params + self.norm_params
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bytes per number: 2 for bfloat16, 1 for fp8, 4 for float32."""
+    """Bytes per number: 2 for bfloat16, 1 for fp8 and int8, 4 for float32."""
 
     linear: int = 2
+    """The matrices of layers."""
+    head: int = 2
+    """The lm_head, and the embedding where that is the lm_head's."""
     other: int = 2
-    """Embedding, lm_head, biases and norms."""
+    """An embedding of its own, biases and norms."""
     kv: int = 2
 
 
@@ -66,8 +79,8 @@ BF16 = Precision()
 PRECISIONS = {
     "bf16": BF16,
     "fp8": Precision(linear=1),
-    "int8": Precision(linear=1),
-    "fp32": Precision(linear=4, other=4, kv=4),
+    "int8": Precision(linear=1, head=1),
+    "fp32": Precision(linear=4, head=4, other=4, kv=4),
 }
 
 GPU_UTILIZATION = 0.92
@@ -93,9 +106,15 @@ def check_tensor_parallel_size(shape: ModelShape, size: int) -> None:
         )
 
 
+def matrix_bytes(shape: ModelShape, precision: Precision) -> int:
+    """Bytes, on all ranks, of the matrices that activations are multiplied with."""
+    layers = shape.num_layers * shape.layer_linear_params
+    return layers * precision.linear + shape.head_params * precision.head
+
+
 def weight_bytes(shape: ModelShape, tp: int, precision: Precision = BF16) -> int:
     """Bytes of one rank's weights: a `tp`-th of the matrices, and all norms."""
-    linear = shape.num_layers * shape.layer_linear_params * precision.linear
+    linear = matrix_bytes(shape, precision)
     other = (shape.num_layers * shape.layer_bias_params + shape.embedding_params) * precision.other
     return (linear + other) // tp + shape.norm_params * precision.other
 

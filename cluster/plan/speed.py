@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.plan.memory import BF16, ModelShape, Precision, kv_bytes_per_token
+from cluster.plan.memory import BF16, ModelShape, Precision, kv_bytes_per_token, matrix_bytes
 
 Points = Sequence[tuple[float, float]]
 """(bytes of one all-reduce, seconds), in growing order."""
@@ -62,11 +62,9 @@ def decode_seconds(
     Args:
         batch: requests in the step, each with `context` tokens in its cache.
     """
-    lm_head = shape.vocab_size * shape.hidden_size
-    linears = shape.num_layers * shape.layer_linear_params
-    read = (linears * precision.linear + lm_head * precision.other) / tp
+    read = matrix_bytes(shape, precision) / tp
     read += batch * context * kv_bytes_per_token(shape, tp, precision.kv)
-    compute = 2 * batch * (linears + lm_head) / tp / machine.flops
+    compute = 2 * batch * shape.linear_params / tp / machine.flops
     waits = _all_reduces(shape, machine, tp, rows=batch, precision=precision)
     return max(read / machine.bytes_per_second, compute) + waits
 

@@ -17,15 +17,18 @@ class Detokenizer:
 
     The concatenated text does not depend on how the ids were cut into pushes. Bytes that can never
     become a character are replaced by U+FFFD as Python's own incremental decoder does.
+
+    Attributes:
+        mid_character: whether the last id left a character incomplete.
     """
 
-    __slots__ = ("_decoder", "_mid_character", "_shown_bytes", "_whole_texts")
+    __slots__ = ("_decoder", "_shown_bytes", "_whole_texts", "mid_character")
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._shown_bytes = tokenizer.shown_bytes
         self._whole_texts = tokenizer.whole_texts
         self._decoder = _Utf8Decoder(errors="replace")
-        self._mid_character = False
+        self.mid_character = False
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The characters completed by these ids; special ids give none."""
@@ -33,12 +36,12 @@ class Detokenizer:
 
     def push_one(self, token_id: int) -> str:
         """The characters completed by this id: most ids are whole characters, found in a table."""
-        if not self._mid_character:
+        if not self.mid_character:
             text = self._whole_texts.get(token_id)
             if text is not None:
                 return text
         text = self._decoder.decode(self._shown_bytes((token_id,)))
-        self._mid_character = bool(self._decoder.getstate()[0])
+        self.mid_character = bool(self._decoder.getstate()[0])
         return text
 
     def flush(self) -> str:
@@ -46,9 +49,9 @@ class Detokenizer:
 
         Afterwards the detokenizer starts afresh.
         """
-        if not self._mid_character:
+        if not self.mid_character:
             return ""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
-        self._mid_character = False
+        self.mid_character = False
         return text

@@ -8,6 +8,13 @@ without added tokens, so a control token in the prompt was put there by this fil
         ------        --------             -----------           --------
         encoded as content; a past answer without its thoughts
 
+How a prompt ends decides what the model says next:
+
+    open        ... <User> question <Assistant><think>\\n                    thoughts
+    closed      ... <User> question <Assistant><think>\\n\\n</think>\\n\\n    an answer without them
+    continued   ... <User> question <Assistant> what it said so far        more of it
+    bare        ... <User> question                                        whatever may follow
+
 The checkpoint's own chat_template is never used to serve; `verify` holds it against this file.
 """
 
@@ -23,6 +30,7 @@ from cluster.request import NextTurn
 from cluster.text.tokenizer import BOS, EOS, THINK_END, THINK_START, Tokenizer
 
 Role = Literal["system", "developer", "user", "assistant"]
+Ending = Literal["open", "closed", "continued", "bare"]
 
 
 class TemplateMismatchError(ValueError):
@@ -34,6 +42,11 @@ class Message(NamedTuple):
 
     role: Role
     content: str
+    thoughts: str = ""
+    """What an assistant thought before the content, if that is told apart from it; read only where
+    its turn is continued."""
+    calls: str = ""
+    """What follows the content of an assistant's turn and is never taken for thoughts."""
 
 
 class ChatTemplate:
@@ -41,24 +54,30 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._generation_prompt = [
-            tokenizer.assistant_id,
-            tokenizer.think_start_id,
-            *tokenizer.encode("\n"),
-        ]
+        blank_line = tokenizer.encode("\n\n")
+        opened = [tokenizer.assistant_id, tokenizer.think_start_id]
+        self._generation_prompts: dict[Ending, list[int]] = {
+            "open": [*opened, *tokenizer.encode("\n")],
+            "closed": [*opened, *blank_line, tokenizer.think_end_id, *blank_line],
+            "bare": [],
+        }
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        """Prompt ids of a conversation, ending with an assistant turn whose think block is open.
+    def render(self, messages: Sequence[Message], ending: Ending = "open") -> list[int]:
+        """Prompt ids of a conversation.
 
         System messages are merged in order, joined by a blank line, and hoisted to the top. Of a
         past assistant turn only what follows the last `</think>` is kept, leading line breaks
-        included; a turn that opens a think block and never closes it is all reasoning.
+        included; a turn that opens a think block and never closes it is all reasoning. Of a turn
+        to be continued everything is kept, in the block that it opened, perhaps closed, or none.
 
         Raises:
-            ValueError: no messages, an unknown role, or text that is not valid Unicode.
+            ValueError: no messages, an unknown role, text that is not valid Unicode, or a turn to
+                be continued that is not an assistant's.
         """
         if not messages:
             raise ValueError("a conversation needs at least one message")
+        if ending == "continued":
+            return self._continued(messages)
         tokenizer = self._tokenizer
         system = [turn.content for turn in messages if turn.role in ("system", "developer")]
         turns = [turn for turn in messages if turn.role not in ("system", "developer")]
@@ -71,18 +90,36 @@ class ChatTemplate:
                 ids += [tokenizer.user_id, *content_ids]
             else:
                 ids += [tokenizer.assistant_id, *content_ids, tokenizer.eos_id]
-        return ids + self._generation_prompt
+        return ids + self._generation_prompts[ending]
 
-    def next_turn(self, prompt: Sequence[int], *, line_breaks: bool) -> NextTurn:
-        """How the conversation's next prompt will show the answer to `prompt`, made by `render`.
+    def _continued(self, messages: Sequence[Message]) -> list[int]:
+        *before, last = messages
+        if last.role != "assistant":
+            raise ValueError("only an assistant's turn can be continued")
+        tokenizer = self._tokenizer
+        ids = self.render(before, "bare") if before else [tokenizer.bos_id]
+        thoughts, answer = _begun_turn(last)
+        thought_ids, answer_ids = tokenizer.encode_contents([thoughts or "", answer or ""])
+        ids.append(tokenizer.assistant_id)
+        if thoughts is not None:
+            ids += [tokenizer.think_start_id, *thought_ids]
+            if answer is not None:
+                ids.append(tokenizer.think_end_id)
+        return ids + answer_ids
+
+    def next_turn(
+        self, prompt: Sequence[int], ending: Ending = "open", *, line_breaks: bool
+    ) -> NextTurn:
+        """How the conversation's next prompt will show the answer to `prompt`, rendered with this
+        ending, open or closed.
 
         `line_breaks`: whether whoever asked is shown those with which the answer begins, and will
         send them back; where not, single tokens that are nothing else are left out.
         """
         breaks = (self._tokenizer.encode("\n" * count) for count in range(1, 5))
         return NextTurn(
-            num_kept_tokens=len(prompt) - len(self._generation_prompt) + 1,
-            answer_follows=self._tokenizer.think_end_id,
+            num_kept_tokens=len(prompt) - len(self._generation_prompts[ending]) + 1,
+            answer_follows=self._tokenizer.think_end_id if ending == "open" else None,
             end_token_id=self._tokenizer.eos_id,
             dropped_token_ids=[] if line_breaks else sorted({i for ids in breaks for i in ids}),
         )
@@ -116,7 +153,23 @@ def _shown_part(turn: Message) -> str:
     if turn.role != "assistant":
         raise ValueError(f"unknown role {turn.role!r}")
     kept = turn.content.rpartition(THINK_END)[2]
-    return "" if kept.lstrip().startswith(THINK_START) else kept
+    shown = "" if kept.lstrip().startswith(THINK_START) else kept
+    return shown + turn.calls
+
+
+def _begun_turn(turn: Message) -> tuple[str | None, str | None]:
+    """(thoughts, answer) of a turn to be continued, as they stand around the think tokens; None
+    where there are none. Thoughts without an answer are open."""
+    content = turn.content
+    if turn.thoughts:
+        closed = f"\n{turn.thoughts}\n", f"\n\n{content}"
+        return closed if content else (f"\n{turn.thoughts}", None)
+    head, tag, answer = content.partition(THINK_END)
+    opens = head.lstrip().startswith(THINK_START)
+    if not (opens or tag):
+        return None, content
+    thoughts = head.lstrip().removeprefix(THINK_START) if opens else head
+    return thoughts, answer if tag else None
 
 
 class _OwnTemplate:

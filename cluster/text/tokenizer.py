@@ -43,6 +43,7 @@ class Tokenizer:
         bos_id, eos_id, user_id, assistant_id, think_start_id, think_end_id: the markers, found by
             their strings. BOS is never taken from config.json, where R1 distills name EOS instead.
         special_ids: ids that are never shown as text. The think tags are not among them.
+        added_ids: ids of all added tokens, which ordinary text never becomes.
     """
 
     def __init__(self, model_dir: str | Path) -> None:
@@ -71,6 +72,7 @@ class Tokenizer:
         self._full = _load(bare, path)
         self._content = _load(_without_added_tokens(bare), path)
         self._bytes = _true_bytes(self._full.get_vocab(with_added_tokens=True), ids, path)
+        self.added_ids = frozenset(ids.values())
         self.size = max(self._bytes) + 1
         self.eos_token_ids = _declared_eos(self.model_dir, self.size) | {self.eos_id}
         flagged = {int(token["id"]) for token in added if token.get("special")}

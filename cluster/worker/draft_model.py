@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cluster.batch import ModelRunnerOutput, ScheduledRow, SchedulerOutput, StartedRow
-from cluster.request import SamplingParams
+from cluster.request import SamplingParams, ThinkingRule
 from cluster.worker.speculative import Forecast
 
 
@@ -67,8 +67,19 @@ class DraftModel:
         self._step = 0
 
     def start(self, started: StartedRow) -> None:
-        """A request enters a row; nothing is computed before a draft is asked for."""
-        params = msgspec.structs.replace(started.params, logprobs=None)
+        """A request enters a row; nothing is computed before a draft is asked for.
+
+        What is forced or forbidden need not be foreseen: drafts are judged.
+        """
+        rule = started.params.thinking
+        unforced = None if rule is None else ThinkingRule(rule.end_id)
+        params = msgspec.structs.replace(
+            started.params,
+            logprobs=None,
+            prompt_logprobs=None,
+            thinking=unforced,
+            grammar=None,
+        )
         self._rows[started.row] = _Mirror(
             list(started.token_ids), started.num_prompt_tokens, params
         )

@@ -7,13 +7,17 @@ Imports nothing heavy: a rank's environment must be set before torch is imported
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from cluster.config import EngineConfig
 from cluster.cores import threads_per_rank
+from cluster.worker.interface import interface_towards
+
+_INTERFACES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
+"""`=` makes nccl take the name whole; without it, `eth1` also means `eth10`."""
 
 
 class RankSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,9 +79,35 @@ class Launch(msgspec.Struct, frozen=True):
 def rank_environment(spec: RankSpec) -> dict[str, str]:
     """What libraries read once, when they are loaded.
 
-    On one node collectives never leave the loopback interface; between nodes the operator's own
-    GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME hold.
+    On one node ranks meet on the loopback interface; between nodes on the one that leads to the
+    replica, unless the operator's own GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name another. With
+    InfiniBand nccl only meets there, and finds its adapters itself.
     """
-    threads = {"OMP_NUM_THREADS": str(threads_per_rank(spec.config.threads_per_rank, spec.size))}
-    local = {"GLOO_SOCKET_IFNAME": "lo"} if spec.directory is not None else {}
-    return threads | local
+    variables = {"OMP_NUM_THREADS": str(threads_per_rank(spec.config.threads_per_rank, spec.size))}
+    if spec.directory is not None:
+        return variables | {name: form.format("lo") for name, form in _INTERFACES.items()}
+    interface = interface_towards(spec.replica_address)
+    for name, form in _INTERFACES.items():
+        if interface is not None and name not in os.environ:
+            variables[name] = form.format(interface)
+    return variables
+
+
+def visible_gpus(rank: int, given: Sequence[tuple[str, Sequence[str]]]) -> str | None:
+    """CUDA_VISIBLE_DEVICES of a rank: all GPUs that the gang has on its node, for only GPUs that
+    see each other can have a switch add up for them.
+
+    The rank's own is number `rank` modulo their count, which is the one that it takes; where ranks
+    of a node follow each other, all ranks see all GPUs in the same order.
+
+    Args:
+        given: of every rank, the node and the GPUs that it was given there.
+
+    Returns None where GPUs are shared or there are none: what is visible then stays so.
+    """
+    node, own = given[rank]
+    here = [gpu for where, gpus in given if where == node for gpu in gpus]
+    if len(own) != 1 or len(set(here)) < len(here):
+        return None
+    shift = here.index(own[0]) - rank
+    return ",".join(here[(number + shift) % len(here)] for number in range(len(here)))

@@ -21,6 +21,10 @@ from torch import Tensor
 
 from cluster.attention.backend import AttentionMetadata
 from cluster.batch import AppendedRow, ScheduledRow, SchedulerOutput, StartedRow
+from cluster.device import sent
+from cluster.worker.row_edits import RowEdits
+from cluster.worker.row_prompts import NOTHING, Judged, RowPrompts
+from cluster.worker.row_thoughts import RowThoughts
 from cluster.worker.sampler import SamplingBatch
 
 Ints = npt.NDArray[np.int64]
@@ -48,6 +52,10 @@ class StepInputs:
     """int64 [C]: the last token of every row that does not sample ..."""
     chunk_rows: list[int]
     """... and those rows."""
+    judged_index: Tensor
+    """int64 [J]: the tokens behind which one of the prompt's follows that is judged ..."""
+    judged: Judged | None
+    """... and which ones follow; None: none."""
     sampling: SamplingBatch
 
 
@@ -78,6 +86,9 @@ class InputBatch:
         self._seed = np.zeros(num_rows, np.int64)
         self._num_logprobs = np.full(num_rows, -1, np.int64)
         self._stop_ids = np.full((num_rows, max(1, len(self._eos))), -1, np.int64)
+        self._thoughts = RowThoughts()
+        self._edits = RowEdits()
+        self._prompts = RowPrompts()
 
     def apply(self, frame: SchedulerOutput) -> None:
         """Mirror what the frame says about rows: released, then started, then appended.
@@ -89,6 +100,8 @@ class InputBatch:
             self._check(0 <= row < len(self._num_tokens) and self._num_tokens[row], row, "is free")
             self._block_table[row, : self._num_blocks[row]] = 0
             self._num_tokens[row] = self._num_blocks[row] = 0
+            self._edits.release(row)
+            self._prompts.release(row)
         for started in frame.started:
             self._start(started)
         if frame.appended:
@@ -118,6 +131,8 @@ class InputBatch:
         drawn = [token for tokens in token_ids for token in tokens or (0,)]
         self._token_ids[np.repeat(index, counts), _spans(known, counts)] = drawn
         self._num_tokens[index] = known + counts
+        self._thoughts.record(rows, token_ids)
+        self._edits.record(rows, token_ids)
 
     def _start(self, started: StartedRow) -> None:
         row, tokens, blocks = started.row, started.token_ids, started.block_ids
@@ -129,6 +144,9 @@ class InputBatch:
         self._block_table[row, : len(blocks)] = blocks
         self._num_tokens[row] = len(tokens)
         self._num_blocks[row] = len(blocks)
+        self._thoughts.start(started)
+        self._edits.start(started)
+        self._prompts.start(started)
         params = started.params
         self._num_prompt[row] = started.num_prompt_tokens
         self._min_tokens[row] = params.min_tokens
@@ -163,9 +181,8 @@ class InputBatch:
             FrameError: a row has fewer known tokens or blocks than the step needs.
         """
         shares = _Shares.of(scheduled)
-        drafts = [s.draft_token_ids for s in scheduled if s.draft_token_ids]
-        if drafts:
-            self._place_drafts(shares, drafts)
+        if shares.num_drafts.any():
+            self._place_drafts(shares, [s.draft_token_ids for s in scheduled if s.draft_token_ids])
         self._check_step(shares)
         # rows with one query first, and the longest first: neighbours then pad little
         order = np.lexsort((-shares.ends, shares.counts > 1))
@@ -185,6 +202,9 @@ class InputBatch:
         last = np.empty(len(rows), np.int64)
         last[order] = borders[1:] - 1
         samples = shares.samples
+        sample_rows = shares.rows[samples].tolist()
+        drafts = [s.draft_token_ids for s in scheduled if s.samples]
+        judged = self._prompts.judged(scheduled, last + 1 - shares.counts, self._token_ids)
         num_drafts = shares.num_drafts[samples]
         return StepInputs(
             token_ids=self._put(self._token_ids[token_rows, positions].astype(np.int64)),
@@ -199,11 +219,13 @@ class InputBatch:
                 num_decode=int((counts == 1).sum()),
             ),
             sample_index=self._put(_spans(last[samples] - num_drafts, num_drafts + 1)),
-            sample_rows=shares.rows[samples].tolist(),
-            drafts=[s.draft_token_ids for s in scheduled if s.samples],
+            sample_rows=sample_rows,
+            drafts=drafts,
             chunk_index=self._put(last[~samples]),
             chunk_rows=shares.rows[~samples].tolist(),
-            sampling=self._sampling(shares.rows[samples], num_drafts),
+            judged_index=self._put(NOTHING if judged is None else judged.behind),
+            judged=judged,
+            sampling=self._sampling(shares.rows[samples], drafts),
         )
 
     def _place_drafts(self, shares: "_Shares", drafts: list[list[int]]) -> None:
@@ -227,11 +249,15 @@ class InputBatch:
         samples = shares.samples | (shares.num_drafts > 0)
         self._check((ends == known)[samples].all(), rows, "samples before its last known token")
 
-    def _sampling(self, sample_rows: Ints, num_drafts: Ints) -> SamplingBatch:
+    def _sampling(self, sample_rows: Ints, drafts: list[list[int]]) -> SamplingBatch:
         """One entry per sampling position: the settings of its row."""
-        position = _spans(self._num_tokens[sample_rows], num_drafts + 1)
-        rows = np.repeat(sample_rows, num_drafts + 1)
-        waiting = np.flatnonzero(position - self._num_prompt[rows] < self._min_tokens[rows])
+        listed = sample_rows.tolist()
+        forced = self._thoughts.forced(listed, drafts)
+        counts = np.array([1 + len(draft) for draft in drafts], np.int64)
+        position = _spans(self._num_tokens[sample_rows], counts)
+        rows = np.repeat(sample_rows, counts)
+        early = position - self._num_prompt[rows] < self._min_tokens[rows]
+        waiting = np.flatnonzero(early if forced is None else early & (forced < 0))
         banned = self._stop_ids[rows[waiting]]
         index, column = np.nonzero(banned >= 0)
         num_logprobs = self._num_logprobs[rows]
@@ -245,10 +271,12 @@ class InputBatch:
             banned_rows=waiting[index],
             banned_ids=banned[index, column],
             num_logprobs=num_logprobs if (num_logprobs >= 0).any() else None,
+            forced_ids=forced,
+            edits=self._edits.edits(listed, drafts),
         )
 
     def _put(self, array: npt.NDArray[np.int32] | Ints) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return sent(array, self._device)
 
     @staticmethod
     def _check(holds: object, row: object, what: str) -> None:

@@ -44,6 +44,19 @@ class SliceSums(NamedTuple):
             return peak + np.log(tree_sum(weights))
 
 
+class Shares(NamedTuple):
+    """A rank's logits, reduced."""
+
+    shares: Tensor
+    """[n, slices, width] of each slice's sum; mean nothing in a slice without a finite value"""
+    peak: Tensor
+    """[n, slices], as in `SliceSums` ..."""
+    mass: Tensor
+    """... like this."""
+    maxima: Tensor
+    """[n, slices, width / 16] of groups of 16 (group j: ids j + i * width / 16 of a slice)"""
+
+
 class LogitSlices:
     """How one rank's share of the vocabulary is cut."""
 
@@ -53,10 +66,10 @@ class LogitSlices:
         """Slices of one rank."""
         self.width = vocab_size // ranks // self.local
         """Ids of one slice."""
+        self._group = _GROUP if self.width % _GROUP == 0 else 1
 
-    def shares(self, logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """[n, V / R] -> every id's share of its slice [n, slices, width], and `SliceSums` as
-        tensors. The shares of a slice without any finite value mean nothing.
+    def shares(self, logits: Tensor, out: Tensor | None = None) -> Shares:
+        """Of [n, V / R]: one pass for the softmax of every slice, one for all maxima.
 
         Args:
             out: where to write the shares: fresh memory is dearer than the sums.
@@ -65,9 +78,42 @@ class LogitSlices:
         if out is None:
             out = torch.empty_like(sliced)
         shares = torch.softmax(sliced, -1, out=out.view_as(sliced))
-        peak = sliced.amax(-1)
-        mass = shares.amax(-1).reciprocal_().masked_fill_(peak == -math.inf, 0.0)
-        return shares, peak, mass
+        maxima = sliced.view(len(logits), self.local, self._group, -1).amax(2)  # strided groups
+        peak, group = maxima.max(-1)
+        few = group.unsqueeze(-1) + self._members(logits)
+        at = few.gather(-1, sliced.gather(-1, few).argmax(-1, keepdim=True))
+        mass = shares.gather(-1, at).squeeze(-1).reciprocal_()  # the highest value's is 1 / sum
+        return Shares(shares, peak, mass.masked_fill_(peak == -math.inf, 0.0), maxima)
+
+    def top(self, logits: Tensor, maxima: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The `width` highest values of each row, descending, and their indices, [n, width] each.
+
+        Only the groups with the highest maxima are looked into: whatever belongs to the highest
+        values lies in one of them, or equals one that does.
+        """
+        size = logits.shape[1]
+        if width * self._group >= size // 2:
+            values, at = logits.topk(width, -1)
+            return values, at
+        chosen = _highest(maxima.flatten(1), width)
+        per_slice = maxima.shape[-1]
+        first = chosen // per_slice * self.width + chosen % per_slice
+        few = (first.unsqueeze(1) + self._members(logits).unsqueeze(-1)).flatten(1)
+        few = few.gather(1, _highest(logits.gather(1, few), width))
+        values, order = logits.gather(1, few).sort(-1, descending=True)
+        return values, few.gather(1, order)
+
+    def _members(self, logits: Tensor) -> Tensor:
+        """How far the members of a group are from its first, [16]."""
+        step = self.width // self._group
+        return torch.arange(0, self.width, step, device=logits.device)[: self._group]
+
+
+def _highest(values: Tensor, width: int) -> Tensor:
+    """Where the `width` highest of each row are, in any order; on a CPU numpy finds them sooner."""
+    if values.device.type != "cpu":
+        return values.topk(width, -1, sorted=False).indices
+    return torch.from_numpy(np.argpartition(values.numpy(), -width, -1)[:, -width:])
 
 
 def tree_sum(values: Floats) -> Floats:
@@ -92,21 +138,3 @@ def best(logits: Tensor) -> tuple[Tensor, Tensor]:
     values, chunk = chunks.amax(-1).max(-1)
     at = chunks[torch.arange(rows, device=logits.device), chunk].argmax(-1)
     return values, at + chunk * _CHUNK
-
-
-def top(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The `width` highest values of each row, descending, and their indices, [n, width] each.
-
-    In long rows only the groups with the highest maxima are looked into: whatever belongs to the
-    highest values lies in one of them, or equals one that does.
-    """
-    rows, size = logits.shape
-    if size % _GROUP or size < _SMALL or width * _GROUP >= size // 2:
-        values, at = logits.topk(width, -1)
-        return values, at
-    groups = logits.view(rows, _GROUP, size // _GROUP)  # group j: ids j + i * size / _GROUP
-    chosen = groups.amax(1).topk(width, -1, sorted=False).indices.unsqueeze(1)
-    some = groups.gather(2, chosen.expand(-1, _GROUP, -1)).view(rows, width * _GROUP)
-    values, at = some.topk(width, -1)
-    group = chosen.squeeze(1).gather(1, at % width)
-    return values, group + at // width * (size // _GROUP)

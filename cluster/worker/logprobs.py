@@ -1,8 +1,8 @@
 """Logprobs: what the model thought of the drawn token and of the likeliest ones.
 
 Owns the logarithmic probabilities of a step: of the softmax over the whole vocabulary in float32,
-before temperature and filters, after bans. Their sums have a fixed order, so that equal logits
-give equal bits at any number of ranks and rows. Knows no requests.
+before penalties, biases, temperature and filters, after bans. Their sums have a fixed order, so
+that equal logits give equal bits at any number of ranks and rows. Knows no requests.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.model.tp_group import TPGroup
 from cluster.request import TokenLogprobs
 from cluster.worker.exchange import exchange, side_by_side
-from cluster.worker.logit_slices import LogitSlices, SliceSums, top
+from cluster.worker.logit_slices import LogitSlices, SliceSums
 
 Floats = npt.NDArray[np.float32]
 
@@ -41,8 +41,8 @@ def token_logprobs(
     local = torch.from_numpy(drawn).to(logits.device).unsqueeze(1) - group.rank * size
     here = (local >= 0) & (local < size)
     own = logits.gather(1, local.clamp(0, size - 1)).masked_fill(~here, -math.inf)
-    _, peak, mass = slices.shares(logits)
-    values, at = top(logits, min(_OFFERED, size))
+    _, peak, mass, maxima = slices.shares(logits)
+    values, at = slices.top(logits, maxima, min(_OFFERED, size))
     ids = (at + group.rank * size).float()
     gathered = exchange(group, [own, peak, mass, values, ids])
     lse = SliceSums(side_by_side(gathered[1]), side_by_side(gathered[2])).logsumexp()

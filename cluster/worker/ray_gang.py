@@ -7,6 +7,7 @@ Ray call: an actor's only task is to be its rank, for as long as the rank lives.
     process    replica   rank 0  rank 1      rank N-1
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import ray
 from ray.util import get_current_placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.worker.gang import Launch, RankMain, RankSpec
+from cluster.worker.gang import Launch, RankMain, RankSpec, visible_gpus
 
 KILL_TIMEOUT_S = 5.0
 
@@ -22,9 +23,18 @@ KILL_TIMEOUT_S = 5.0
 class RankActor:
     """What Ray starts: an empty process that becomes a rank."""
 
-    def run(self, launch: bytes) -> None:
-        """Returns never, save by the end of the process."""
-        Launch.decode(launch).run()
+    def gpus(self) -> tuple[str, list[str]]:
+        """The node, and the GPUs that Ray gave this actor there."""
+        context = ray.get_runtime_context()
+        return context.get_node_id(), context.get_accelerator_ids().get("GPU", [])
+
+    def run(self, launch: bytes, *gpus: tuple[str, list[str]]) -> None:
+        """Returns never, save by the end of the process. `gpus`: of all ranks, if they use any."""
+        told = Launch.decode(launch)
+        visible = visible_gpus(told.spec.rank, gpus) if gpus else None
+        if visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+        told.run()
 
 
 class RayGang:
@@ -56,17 +66,20 @@ class RayGang:
         strategies = _strategies(len(specs))
         actor = ray.remote(RankActor)
         self._actors: dict[int, Any] = {}
-        self._runs: dict[Any, int] = {}
         for launch, strategy in zip(launches, strategies, strict=True):
-            handle = actor.options(
+            self._actors[launch.spec.rank] = actor.options(
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
                 max_restarts=0,
                 max_task_retries=0,
                 scheduling_strategy=strategy,
             ).remote()
-            self._actors[launch.spec.rank] = handle
-            self._runs[handle.run.remote(launch.encode())] = launch.spec.rank
+        # References: each actor waits for all answers before it runs, nothing waits here.
+        gpus = [handle.gpus.remote() for handle in self._actors.values()] if num_gpus else []
+        self._runs: dict[Any, int] = {
+            self._actors[launch.spec.rank].run.remote(launch.encode(), *gpus): launch.spec.rank
+            for launch in launches
+        }
 
     def dead(self) -> dict[int, str]:
         runs = list(self._runs)

@@ -22,9 +22,12 @@ from torch import Tensor
 from cluster.kernels.kernels import Kernels
 from cluster.model.tp_group import TPGroup
 from cluster.request import TokenLogprobs
+from cluster.worker.allowed import Allowed, forbid_others
 from cluster.worker.candidates import Filters, Offer, draw_offered
+from cluster.worker.device_draw import DeviceDraw
 from cluster.worker.exchange import exchange, side_by_side
-from cluster.worker.logit_slices import LogitSlices, SliceSums, best, top
+from cluster.worker.logit_edits import LogitEdits
+from cluster.worker.logit_slices import LogitSlices, Shares, SliceSums, best
 from cluster.worker.logprobs import token_logprobs
 from cluster.worker.noise import MAX_VOCAB, row_keys
 from cluster.worker.open_draw import OpenDraw, OpenRows
@@ -57,6 +60,10 @@ class SamplingBatch:
     num_logprobs: Ints | None = None
     """How many of the likeliest tokens to name; -1: not even the drawn one's logprob. None: all
     -1."""
+    forced_ids: Ints | None = None
+    """Ids that are taken instead of a drawn one; -1: the drawn one. None: all -1."""
+    edits: LogitEdits | None = None
+    """What requests change in logits before temperature; None: nothing."""
 
 
 class Drawn(NamedTuple):
@@ -75,8 +82,8 @@ class _Chance(NamedTuple):
 
     logits: Tensor
     """[n, V / R]"""
-    shares: Tensor
-    """[n, slices, width] of each slice's sum"""
+    local: Shares
+    """of this rank"""
     sums: SliceSums
     """of all ranks"""
     filters: Filters
@@ -96,46 +103,76 @@ class Sampler:
     ) -> None:
         """`num_real_tokens`: ids at or above it exist in the model only and are never drawn.
 
-        `kernels`: whose maximum serves steps in which every row is greedy.
+        `kernels`: whose maximum serves steps in which every row is greedy, and whose draw those in
+        which every row has filters.
         """
         if vocab_size > MAX_VOCAB:
             raise ValueError(f"a vocabulary of {vocab_size} is larger than {MAX_VOCAB}")
         self._group = group
         self._kernels = kernels
-        self._local_vocab = vocab_size // group.size
-        self._first_id = group.rank * self._local_vocab
-        self._real_local = min(max(num_real_tokens - self._first_id, 0), self._local_vocab)
+        self.local_vocab = vocab_size // group.size
+        """Ids of this rank."""
+        self._first_id = group.rank * self.local_vocab
+        self._real_local = min(max(num_real_tokens - self._first_id, 0), self.local_vocab)
         self._slices = LogitSlices(vocab_size, group.size)
         self._open = OpenDraw(group, self._first_id, self._slices.width)
+        draw = None if kernels is None else kernels.draw_offered
+        self._on_device = None if draw is None else DeviceDraw(group, self.local_vocab, draw)
         self._scratch = torch.empty(0)
 
-    def sample(self, logits: Tensor, batch: SamplingBatch) -> Drawn:
+    def sample(self, logits: Tensor, batch: SamplingBatch, allowed: Allowed | None = None) -> Drawn:
         """Draw.
 
         Args:
             logits: [S, V / R], this rank's slice; overwritten.
+            allowed: which ids may be drawn at all; None: all.
         """
         chance = batch.temperature >= GREEDY_BELOW
         told = batch.num_logprobs is not None and (batch.num_logprobs >= 0).any()
-        plain = not (chance.any() or told or len(batch.banned_ids))
+        changed = len(batch.banned_ids) or allowed is not None or batch.edits is not None
+        plain = not (chance.any() or told or changed)
         if plain and self._kernels is not None and self._real_local:
-            return Drawn(*self._draw_best(self._kernels, logits), None)
+            tokens, healthy = self._draw_best(self._kernels, logits)
+            return Drawn(_forced(tokens, batch.forced_ids), healthy, None)
         logits = logits.float()
         finite = logits.sum(-1)
         self._ban(logits, batch)
+        overwritten = bool(changed or chance.any())
+        thought = self._thought(logits, batch, overwritten) if told else None
+        if batch.edits is not None:
+            batch.edits.apply(logits, self._first_id)
+        if allowed is not None:
+            forbid_others(logits, allowed, self._first_id)
         if not chance.any():
             tokens, healthy = self._draw_greedy(logits, finite)
         else:
             tokens, healthy = self._draw_mixed(logits, finite, batch, chance)
-        return Drawn(tokens, healthy, self._logprobs(logits, tokens, batch.num_logprobs))
+        tokens = _forced(tokens, batch.forced_ids)
+        return Drawn(tokens, healthy, self._logprobs(thought, tokens, batch.num_logprobs))
+
+    def judge(self, logits: Tensor, token_ids: Ints, counts: Ints) -> list[TokenLogprobs]:
+        """What the model thought of tokens that were given, not drawn.
+
+        Args:
+            logits: [n, V / R], this rank's slice; overwritten.
+            token_ids: [n].
+            counts: [n] how many of the likeliest ids to name.
+        """
+        logits = logits.float()
+        self._ban_unreal(logits)
+        return token_logprobs(logits, token_ids, counts, self._slices, self._group)
+
+    def _ban_unreal(self, logits: Tensor) -> None:
+        """-inf for ids without a token."""
+        if self._real_local < self.local_vocab:
+            logits[:, self._real_local :] = -math.inf
 
     def _ban(self, logits: Tensor, batch: SamplingBatch) -> None:
         """-inf for ids without a token, and for the ids that rows must not draw now."""
-        if self._real_local < self._local_vocab:
-            logits[:, self._real_local :] = -math.inf
+        self._ban_unreal(logits)
         if len(batch.banned_ids):
             local = batch.banned_ids - self._first_id
-            here = (local >= 0) & (local < self._local_vocab)
+            here = (local >= 0) & (local < self.local_vocab)
             rows = torch.from_numpy(batch.banned_rows[here]).to(logits.device)
             columns = torch.from_numpy(local[here]).to(logits.device)
             logits[rows, columns] = -math.inf
@@ -155,13 +192,24 @@ class Sampler:
     ) -> tuple[Ints, Bools]:
         """Greedy rows and rows by chance, with one exchange for what nearly all rows need."""
         values, at = best(_rows(logits, ~chance))
-        scaled, memory = self._scale(_rows(logits, chance), batch.temperature[chance])
-        shares, peak, mass = self._slices.shares(scaled, memory)
+        scaled = _rows(logits, chance)
+        scaled.div_(torch.from_numpy(batch.temperature[chance]).to(logits.device).unsqueeze(1))
+        local = self._slices.shares(scaled, self._memory(scaled))
         filtered = ((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0))[chance]
         width = max(OFFERED, _power_of_two_above(int(batch.top_k[chance].max(initial=0))))
-        few = self._offer(_rows(scaled, filtered), width)
+        few = self._offer(_rows(scaled, filtered), _rows(local.maxima, filtered), width)
+        filters = Filters.of(
+            batch.top_p[chance],
+            batch.min_p[chance],
+            batch.top_k[chance],
+            row_keys(batch.seed[chance], batch.position[chance]),
+        )
+        if self._on_device is not None and chance.all() and filtered.all() and width == OFFERED:
+            drawn = self._on_device.draw(sums, local, few, filters)
+            if drawn is not None:
+                return drawn
         sums_all, values_all, ids_all, peak_all, mass_all, *offers = exchange(
-            self._group, [sums, values, (at + self._first_id).float(), peak, mass, *few]
+            self._group, [sums, values, (at + self._first_id).float(), local.peak, local.mass, *few]
         )
         healthy: Bools = np.isfinite(sums_all).min(0)
         tokens = np.empty(len(logits), np.int64)
@@ -169,37 +217,29 @@ class Sampler:
             tokens[~chance], healthy[~chance] = _winners(sums_all[:, ~chance], values_all, ids_all)
         rows = _Chance(
             scaled,
-            shares,
+            local,
             SliceSums(side_by_side(peak_all), side_by_side(mass_all)),
-            Filters.of(
-                batch.top_p[chance],
-                batch.min_p[chance],
-                batch.top_k[chance],
-                row_keys(batch.seed[chance], batch.position[chance]),
-            ),
+            filters,
             filtered,
         )
-        offer = Offer.merge(offers[0], offers[1], width, self._local_vocab)
+        offer = Offer.merge(offers[0], offers[1], width, self.local_vocab)
         tokens[chance] = self._draw_by_chance(rows, offer)
         healthy[chance] &= np.isfinite(rows.sums.peak.max(-1))
         return tokens, healthy
 
-    def _scale(self, logits: Tensor, temperature: Floats) -> tuple[Tensor, Tensor]:
-        """Logits over temperature, and as much memory again; both are reused by the next step."""
-        size = logits.numel()
-        if self._scratch.numel() < 2 * size or self._scratch.device != logits.device:
-            self._scratch = torch.empty(2 * size, device=logits.device)
-        scaled = self._scratch[:size].view_as(logits)
-        divisor = torch.from_numpy(temperature).to(logits.device).unsqueeze(1)
-        return torch.div(logits, divisor, out=scaled), self._scratch[size : 2 * size]
+    def _memory(self, logits: Tensor) -> Tensor:
+        """As much memory as the logits take, reused by the next step."""
+        if self._scratch.numel() < logits.numel() or self._scratch.device != logits.device:
+            self._scratch = torch.empty(logits.numel(), device=logits.device)
+        return self._scratch[: logits.numel()]
 
-    def _offer(self, scaled: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    def _offer(self, scaled: Tensor, maxima: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """This rank's best `width` logits and ids [n, W] (as float32)."""
-        width = min(width, self._local_vocab)
+        width = min(width, self.local_vocab)
         if not len(scaled):
             empty = scaled.new_empty((0, width))
             return empty, empty
-        values, at = top(scaled, width)
+        values, at = self._slices.top(scaled, maxima, width)
         return values, (at + self._first_id).float()
 
     def _draw_by_chance(self, rows: _Chance, offer: Offer) -> Ints:
@@ -223,10 +263,11 @@ class Sampler:
         """Rows whose top_k reaches beyond the offer, by equal values: ask for more, all ranks."""
         width = OFFERED
         while len(wanting):
-            width = min(width * 16, self._local_vocab * self._group.size)
-            logits = rows.logits[torch.from_numpy(wanting).to(rows.logits.device)]
-            values, ids = exchange(self._group, self._offer(logits, width))
-            offer = Offer.merge(values, ids, width, self._local_vocab)
+            width = min(width * 16, self.local_vocab * self._group.size)
+            which = torch.from_numpy(wanting).to(rows.logits.device)
+            few = self._offer(rows.logits[which], rows.local.maxima[which], width)
+            values, ids = exchange(self._group, few)
+            offer = Offer.merge(values, ids, width, self.local_vocab)
             drawn = draw_offered(offer, lse[wanting], rows.filters.rows(wanting), width)
             tokens[wanting], covered = drawn
             wanting = wanting[~covered]
@@ -237,8 +278,8 @@ class Sampler:
             lowest = np.nextafter(peak + rows.filters.min_p_log, np.float32(-math.inf))
         return self._open.draw(
             OpenRows(
-                rows.logits.view_as(rows.shares),
-                rows.shares,
+                rows.logits.view_as(rows.local.shares),
+                rows.local.shares,
                 index,
                 weights[index],
                 rows.filters.keys[index],
@@ -247,19 +288,27 @@ class Sampler:
             )
         )
 
+    def _thought(self, logits: Tensor, batch: SamplingBatch, overwritten: bool) -> Tensor:
+        """What the model itself thought, for the positions that want to be told."""
+        assert batch.num_logprobs is not None
+        thought = _rows(logits, batch.num_logprobs >= 0)
+        return thought.clone() if overwritten and thought is logits else thought
+
     def _logprobs(
-        self, logits: Tensor, tokens: Ints, counts: Ints | None
+        self, thought: Tensor | None, tokens: Ints, counts: Ints | None
     ) -> list[TokenLogprobs | None] | None:
-        if counts is None or (counts < 0).all():
+        if thought is None or counts is None:
             return None
         asked = counts >= 0
-        told = token_logprobs(
-            _rows(logits, asked), tokens[asked], counts[asked], self._slices, self._group
-        )
-        named: list[TokenLogprobs | None] = [None] * len(logits)
+        told = token_logprobs(thought, tokens[asked], counts[asked], self._slices, self._group)
+        named: list[TokenLogprobs | None] = [None] * len(tokens)
         for row, one in zip(np.flatnonzero(asked).tolist(), told, strict=True):
             named[row] = one
         return named
+
+
+def _forced(drawn: Ints, forced: Ints | None) -> Ints:
+    return drawn if forced is None else np.where(forced >= 0, forced, drawn)
 
 
 def _winners(sums: Floats, values: Floats, ids: Floats) -> tuple[Ints, Bools]:

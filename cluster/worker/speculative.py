@@ -25,7 +25,7 @@ import numpy.typing as npt
 from cluster.batch import SchedulerOutput, StartedRow
 from cluster.worker.step_cost import StepCost
 
-_GAIN = 1.03
+_GAIN = 1.05
 """Drafts must promise so much more tokens per second."""
 _KEEP = 0.9
 """What a row's older hits count for with every new look."""

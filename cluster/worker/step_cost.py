@@ -6,9 +6,10 @@ seconds are handed in, of steps that draw from every position.
     positions   1    2    3    4    6    8   12   16 ...     one bucket each, rounded up
     seconds    7.8   -    -   8.1   -    -   9.0   - ...     moving averages; between them: linear
 
-A machine stalls but never hurries, so of the first few measurements the shortest counts. An
-estimate that is not renewed shrinks, the sooner the fewer steps it rests on: a size that looked too
-dear is tried again, rarely.
+A machine stalls but never hurries, so short measurements count for more than long ones: of the
+first few the shortest, later by weight. Were the usual sizes mere averages, those that are rarely
+measured would look as cheap. An estimate that is not renewed shrinks, the sooner the fewer steps it
+rests on: a size that looked too dear is tried again, rarely.
 """
 
 from bisect import bisect_left
@@ -23,7 +24,8 @@ _UNKNOWN_SLOPE = 0.25
 """Beyond the largest size measured: so much of the cost is taken to grow with the positions."""
 _SHRINK, _STALE_STEPS, _FIRST = 0.9, 32.0, 8
 """An estimate from n steps loses 10 % with every 32 n (at most 256) steps without another one."""
-_OUTLIER, _WEIGHT = 2.0, 0.1
+_OUTLIER, _LONGER, _SHORTER = 2.0, 0.1, 0.4
+"""What a measurement above, or below, the estimate weighs against it."""
 _REFRESH = 16
 """Steps between two fits of the curve; a new size is seen at once."""
 
@@ -52,12 +54,11 @@ class StepCost:
         self._now += 1
         at = min(bisect_left(_SIZES, num_positions), len(_SIZES) - 1)
         seen, known = int(self._count[at]), float(self._seconds[at])
-        if 0 < seen < _FIRST:
-            seconds = min(seconds, known)
-        elif seen:
-            seconds = known + _WEIGHT * (min(seconds, _OUTLIER * known) - known)
+        if seen and (seconds > known or seen >= _FIRST):
+            weight = _LONGER if seconds > known else _SHORTER
+            seconds = known + weight * (min(seconds, _OUTLIER * known) - known)
         self._seconds[at] = seconds
-        weight = max(_WEIGHT, 1.0 / (1 + seen))
+        weight = max(_LONGER, 1.0 / (1 + seen))
         self._positions[at] += weight * (num_positions - self._positions[at])
         self._count[at] += 1
         self._step[at] = self._now

@@ -9,38 +9,29 @@ way, which it returns and never writes back into the config. Knows no sockets an
     worker.execute(frame)
 """
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TransferSpeedColumn,
-)
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from cluster.attention.backend import allocate_kv_layer
+from cluster.attention.backend import HeadShape, allocate_kv_layer
 from cluster.attention.selection import select_attention
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.config import EngineConfig
 from cluster.cores import pin_rank, threads_per_rank
 from cluster.device import Device
+from cluster.heap import keep_freed_memory
 from cluster.kernels.selection import select_kernels
 from cluster.model.decoder import Decoder
 from cluster.model.model_config import ModelConfig, read_model_config
 from cluster.model.parallel import Placement
 from cluster.model.tp_group import TPGroup
 from cluster.model.weight_cache import WeightCache, cache_key, held_tensors
-from cluster.model.weights import Progress as OnProgress
 from cluster.model.weights import load_weights
 from cluster.plan.memory import (
     CPU_KV_BYTES,
@@ -52,11 +43,17 @@ from cluster.plan.memory import (
     num_kv_blocks,
 )
 from cluster.worker.draft_model import DraftLimits, DraftModel
+from cluster.worker.graphs.decode_graphs import DecodeGraphs
+from cluster.worker.graphs.measurement import graph_bytes
+from cluster.worker.graphs.obstacles import obstacle
+from cluster.worker.graphs.sizes import graph_sizes
 from cluster.worker.input_batch import InputBatch
 from cluster.worker.model_runner import ModelRunner, run_dummy
 from cluster.worker.ngram import NgramProposer
+from cluster.worker.progress import loading_progress, recording_progress
+from cluster.worker.row_grammars import Grammars, RowGrammars
 from cluster.worker.sampler import Sampler
-from cluster.worker.sizing import advised, check_weights, log_memory, plan_rank
+from cluster.worker.sizing import advised, check_weights, device_spec, log_memory, plan_rank
 from cluster.worker.speculative import Proposer, Speculator
 
 _log = logging.getLogger(__name__)
@@ -87,8 +84,12 @@ class WorkerFacts(msgspec.Struct, frozen=True, array_like=True):
 class Worker:
     """One rank: its device, its slice of the model, its share of the KV cache."""
 
-    def __init__(self, config: EngineConfig, rank: int, group: TPGroup) -> None:
+    def __init__(
+        self, config: EngineConfig, rank: int, group: TPGroup, grammars: Grammars | None = None
+    ) -> None:
         """Choose the device and read the model's config; no weights yet.
+
+        `grammars`: for requests whose answer must follow one; None: they fail.
 
         Raises:
             UnsupportedModelError, ValueError: the checkpoint or the parallel size cannot be served.
@@ -102,6 +103,7 @@ class Worker:
         self.config = config
         self.rank = rank
         self.group = group
+        self._grammars = grammars
         self._model_dir = Path(config.model_path)
         self.model_config: ModelConfig = read_model_config(self._model_dir)
         check_tensor_parallel_size(self.model_config.shape, group.size)
@@ -113,11 +115,19 @@ class Worker:
             if config.pin_ranks and not pinned:
                 _log.warning("rank %d is not pinned: too few cores", rank)
         self._dtype = self.device.dtype(config.dtype)
-        kv_width = self.model_config.num_kv_heads // group.size * self.model_config.head_dim
+        model = self.model_config
+        heads = HeadShape(model.num_heads, model.num_kv_heads, model.head_dim, self._dtype)
         self._kernels = select_kernels(self.device, self._dtype, config)
-        self._backend = select_attention(config, self.device, self._kernels, kv_width, self._dtype)
+        heads = heads.share(group.size)
+        self._backend = select_attention(config, self.device, self._kernels, heads)
         self._num_real_tokens = _num_real_tokens(self._model_dir, self.model_config.vocab_size)
-        self._plan = plan_rank(config, self.model_config, self.device, self._dtype.itemsize)
+        self._plan = plan_rank(
+            config,
+            self.model_config,
+            device_spec(self.device),
+            self._dtype.itemsize,
+            knows_words=grammars is not None,
+        )
         self._weight_bytes = 0
         self._model: Decoder | None = None
         self._small: Worker | None = None
@@ -169,7 +179,7 @@ class Worker:
         if cache is not None and cache.load(tensors):
             return sum(tensor.nbytes for tensor in tensors.values())
         shown = self.config.load_progress and self.rank == 0
-        with _progress(shown) as on_progress:
+        with loading_progress(shown) as on_progress:
             count = load_weights(self._model_dir, model.shards(), on_progress, tied)
         if cache is not None:
             cache.save(tensors)
@@ -252,9 +262,21 @@ class Worker:
         sampler = Sampler(
             self.group, self.model_config.vocab_size, self._num_real_tokens, self._kernels
         )
-        speculator = self._speculator(num_blocks)
-        self._runner = ModelRunner(model, self._backend, kv_cache, batch, sampler, speculator)
+        eos_token_ids, vocab_size = self.model_config.eos_token_ids, self.model_config.vocab_size
+        if not self.device.is_cuda:
+            keep_freed_memory()
         run_dummy(model, self._backend, kv_cache, num_tokens=2)
+        self._runner = ModelRunner(
+            model,
+            self._backend,
+            kv_cache,
+            batch,
+            sampler,
+            RowGrammars(self._grammars, vocab_size, eos_token_ids),
+            self._speculator(num_blocks),
+            self._record(kv_cache, max_model_len),
+        )
+        self.group.limit(config.step_timeout_s)
         kv_bytes = num_blocks * config.block_size * self._kv_bytes_per_token()
         log_memory(self._plan, self.device, self.rank, kv_bytes)
         self._facts = WorkerFacts(
@@ -327,15 +349,44 @@ class Worker:
             for _ in range(config.num_layers)
         ]
 
+    def _record(self, kv_cache: list[Tensor], max_model_len: int) -> DecodeGraphs | None:
+        """The decode steps that will be replayed; None, and a line that says why, if none can."""
+        reason = obstacle(self.config, self.device, self._backend, self.group)
+        if reason is not None:
+            if self.device.is_cuda and self.rank == 0:
+                _log.info("no CUDA graphs: %s", reason)
+            return None
+        sizes = graph_sizes(self.config.cuda_graph_sizes, self.config.max_num_seqs)
+        graphs = DecodeGraphs(self._loaded(), self._backend, kv_cache, sizes, max_model_len)
+        start, free = time.perf_counter(), self.device.free_memory()
+        shown = self.config.load_progress and self.rank == 0
+        with recording_progress(shown, len(sizes)) as on_recorded:
+            graphs.record(self.device.graph_recorder(), on_recorded)
+        _log.info(
+            "rank %d: CUDA graphs of %s rows, %.2f GiB in %.1f s",
+            self.rank,
+            ", ".join(map(str, sizes)),
+            (free - self.device.free_memory()) / GIB,
+            time.perf_counter() - start,
+        )
+        return graphs
+
     def _cuda_room(self) -> int:
-        """Bytes the cache may take: our share of the GPU less what is used and a step's peak."""
+        """Bytes the cache may take: our share of the GPU less what is used, a step's peak and what
+        recorded steps hold."""
+        longest = self.config.max_model_len or self.model_config.max_position
         tokens = min(self.config.max_num_batched_tokens, self.model_config.max_position)
         self.device.reset_peak()
-        run_dummy(self._loaded(), self._backend, self._allocate(1), tokens)
+        kv_cache = self._allocate(1)
+        run_dummy(self._loaded(), self._backend, kv_cache, tokens)
         self.device.synchronize()
-        peak = self.device.peak_above_now()
+        taken = self.device.peak_above_now()
+        if obstacle(self.config, self.device, self._backend, self.group) is None:
+            sizes = graph_sizes(self.config.cuda_graph_sizes, self.config.max_num_seqs)
+            graphs = partial(DecodeGraphs, self._loaded(), self._backend, kv_cache)
+            taken += graph_bytes(lambda few: graphs(few, longest), sizes, self.device)
         total, free = self.device.total_memory(), self.device.free_memory()
-        return int(total * self.config.gpu_memory_utilization) - (total - free) - peak
+        return int(total * self.config.gpu_memory_utilization) - (total - free) - taken
 
 
 def _num_real_tokens(model_dir: Path, vocab_size: int) -> int:
@@ -345,25 +396,3 @@ def _num_real_tokens(model_dir: Path, vocab_size: int) -> int:
         return vocab_size
     ids = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values()
     return min(max(ids) + 1, vocab_size)
-
-
-@contextlib.contextmanager
-def _progress(shown: bool) -> Iterator[OnProgress | None]:
-    """A bar on standard error: bytes read, and how fast."""
-    if not shown:
-        yield None
-        return
-    columns = (
-        TextColumn("loading weights"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("{task.fields[tensor]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, tensor="")
-
-        def on_progress(tensor: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, tensor=tensor)
-
-        yield on_progress

@@ -29,6 +29,8 @@ def test_it_holds_at_most_thirty_settings() -> None:
             {"max_num_seqs": 65, "max_num_batched_tokens": 64},
             r"max_num_batched_tokens \(64\) must be at least max_num_seqs \(65\)",
         ),
+        ({"cuda_graph_sizes": (0,)}, r"cuda_graph_sizes must lie .* max_num_seqs \(64\)"),
+        ({"cuda_graph_sizes": (1, 65)}, "set it to \\[\\] for no graphs"),
         ({"gpu_memory_utilization": 0.0}, "gpu_memory_utilization"),
         ({"gpu_memory_utilization": 1.1}, "gpu_memory_utilization"),
     ],

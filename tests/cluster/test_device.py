@@ -13,6 +13,8 @@ def test_cpu_takes_float32_unless_asked_otherwise() -> None:
     assert device.dtype("bfloat16") is torch.bfloat16
     assert device.collectives_backend("shm") == "shm"
     assert not device.supports_graphs
+    with pytest.raises(ValueError, match=r"nccl does not connect .* cpu; set it to auto or shm"):
+        device.collectives_backend("nccl")
 
 
 def test_auto_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +38,10 @@ def test_each_rank_takes_its_own_gpu_or_the_only_one(monkeypatch: pytest.MonkeyP
     device = Device.select("cuda", rank=2)
     assert chosen == [2, 0]
     assert device.dtype("auto") is torch.bfloat16
-    assert (device.collectives_backend("shm"), device.supports_graphs) == ("nccl", True)
+    assert (device.collectives_backend("auto"), device.supports_graphs) == ("symmetric", True)
+    assert device.collectives_backend("nccl") == "nccl"
+    with pytest.raises(ValueError, match=r"shm does not connect .* cuda; set it to auto or nccl"):
+        device.collectives_backend("shm")
 
 
 def test_free_memory_is_less_than_all_memory() -> None:

@@ -22,7 +22,9 @@ from cluster.request import (
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -1),
+        ("prompt_logprobs", -1),
+        ("prompt_logprobs", 21),
         ("temperature", -0.1),
         ("temperature", 2.1),
         ("temperature", float("nan")),
@@ -40,6 +42,15 @@ from cluster.request import (
         ("stop_token_ids", (-1,)),
         ("logprobs", -1),
         ("logprobs", 21),
+        ("presence_penalty", -2.1),
+        ("frequency_penalty", float("nan")),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-30),
+        ("repetition_penalty", 2.1),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {1: 100.1}),
+        ("logit_bias", {1: float("nan")}),
+        ("logit_bias", dict.fromkeys(range(1025), 1.0)),
     ],
 )
 def test_sampling_params_out_of_bounds_are_refused_by_name(name: str, value: object) -> None:
@@ -50,6 +61,8 @@ def test_sampling_params_out_of_bounds_are_refused_by_name(name: str, value: obj
 def test_sampling_params_at_their_bounds_are_kept() -> None:
     SamplingParams(max_tokens=1, min_tokens=1, temperature=0.0, top_p=1.0, seed=INT64_MIN)
     SamplingParams(temperature=2.0, min_p=1.0, top_k=INT64_MAX, seed=INT64_MAX)
+    SamplingParams(logit_bias=dict.fromkeys(range(1024), -100.0), repetition_penalty=2.0)
+    SamplingParams(presence_penalty=-2.0, frequency_penalty=2.0)
 
 
 def test_the_defaults_are_those_of_the_model() -> None:
@@ -78,6 +91,7 @@ def test_a_status_says_whether_it_is_the_last(status: RequestStatus) -> None:
     "noun",
     [
         EngineRequest("a", [1, 2], SamplingParams(stop=("x",), stop_token_ids=(3,)), b"\x00salt"),
+        EngineRequest("a", [1], SamplingParams(logit_bias={7: -100.0, 8: 0.5}, top_k=3)),
         EngineRequest("a", [1], SamplingParams(logprobs=20), prediction_token_ids=[4, 5]),
         EngineCoreOutput(
             "a",

@@ -1,5 +1,5 @@
 // The gated activation as torch sees it.
-#include "activation.h"
+#include "row_kernel.h"
 
 #include <torch/csrc/utils/pybind.h>
 
@@ -19,7 +19,7 @@ at::Tensor silu_and_mul(const at::Tensor& gate_up) {
     using T = decltype(element);
     for_each_row(gate_up.size(0), 3 * width, [&](int64_t row) {
       const T* gate = data<T>(gate_up) + row * stride;
-      silu_and_mul_row(gate, gate + width, data<T>(out) + row * width, width);
+      row_kernel<T>().silu_and_mul(gate, gate + width, data<T>(out) + row * width, width);
     });
   });
   return out;

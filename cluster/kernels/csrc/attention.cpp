@@ -6,16 +6,19 @@
 
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "attention_schedule.h"
 #include "bindings.h"
-#include "rope.h"
+#include "instructions.h"
+#include "row_kernel.h"
 #include "rows.h"
 
 namespace deeprequest {
@@ -43,19 +46,28 @@ class ThreadMemory {
 thread_local ThreadMemory scratch_memory;
 thread_local ThreadMemory partial_memory;
 
+// Over a bfloat16 cache, the one that every CPU has first.
+const std::vector<const AttentionKernel*>& bf16_kernels() {
+  static const auto found = [] {
+    std::vector<const AttentionKernel*> kernels;
+    if (has_avx2()) kernels.push_back(has_avx512() ? &ATTENTION_BF16_AVX512 : &ATTENTION_BF16_AVX2);
+    if (has_avx512() && __builtin_cpu_supports("avx512bf16"))
+      kernels.push_back(&ATTENTION_BF16_DOT);
+    if (attention_engine_supported()) kernels.push_back(&ATTENTION_BF16_ENGINE);
+    return kernels;
+  }();
+  return found;
+}
+
 std::vector<std::string> attention_variants() {
   std::vector<std::string> names;
-  if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
-    names.push_back(ATTENTION_BF16_WIDENED.name);
-    if (__builtin_cpu_supports("avx512bf16")) names.push_back(ATTENTION_BF16_DOT.name);
-  }
+  for (const AttentionKernel* kernel : bf16_kernels()) names.emplace_back(kernel->name);
   return names;
 }
 
 const AttentionKernel& kernel_of(at::ScalarType dtype, int64_t variant) {
-  if (dtype == at::kFloat) return ATTENTION_FLOAT;
-  return variant == 0 ? ATTENTION_BF16_WIDENED : ATTENTION_BF16_DOT;
+  if (dtype != at::kFloat) return *bf16_kernels()[variant];
+  return has_avx512() ? ATTENTION_FLOAT_AVX512 : ATTENTION_FLOAT_AVX2;
 }
 
 at::Tensor checked(const at::Tensor& tensor, at::ScalarType dtype, int64_t dim, const char* name) {
@@ -84,20 +96,24 @@ class PagedAttention {
         variant_(variant) {
     TORCH_CHECK(std::has_single_bit(static_cast<uint64_t>(block_size)),
                 "the block size must be a power of two, not ", block_size);
-    TORCH_CHECK(variant >= 0 && variant < static_cast<int64_t>(attention_variants().size()),
+    TORCH_CHECK(variant >= 0 && variant < static_cast<int64_t>(bf16_kernels().size()),
                 "this CPU has no attention variant ", variant);
     check_requests();
   }
 
-  // Turns and stores qkv [T, N + 2K, H] (overwritten), then attends: [T, N, H].
+  // Turns and stores qkv [T, N + 2K, H] (overwritten), then attends: [T, N, H]. With `wanted`
+  // (int64, indices into T) rows before a request's first wanted one are left unfilled.
   at::Tensor attend(const at::Tensor& kv_layer, const at::Tensor& qkv, const at::Tensor& cos,
-                    const at::Tensor& sin) {
+                    const at::Tensor& sin, const std::optional<at::Tensor>& wanted) {
     check_layer(kv_layer, qkv, cos, sin);
     prepare(kv_layer, qkv, cos);
     const int64_t heads = shape_.num_kv_heads * shape_.group;
     at::Tensor out = at::empty({qkv.size(0), heads, shape_.head_dim}, qkv.options());
+    const bool all = !wanted.has_value() || wanted->size(0) >= positions_.size(0);
+    const AttentionSchedule narrowed = all ? AttentionSchedule{} : cut(firsts_of(*wanted).data());
     with_element(qkv, [&](auto element) {
-      run<decltype(element)>(kv_layer, qkv, data<float>(cos), data<float>(sin), out);
+      run<decltype(element)>(all ? schedule_ : narrowed, kv_layer, qkv, data<float>(cos),
+                             data<float>(sin), out);
     });
     return out;
   }
@@ -147,14 +163,34 @@ class PagedAttention {
     check_range(data<int64_t>(slots_), slots_.size(0), kv_layer.size(1) * block_size_, "slot");
     check_blocks(kv_layer.size(1));
     shape_ = shape;
+    schedule_ = cut(data<int32_t>(borders_));
+    prepared_for_ = key;
+  }
+
+  AttentionSchedule cut(const int32_t* firsts) const {
     const AttentionBatch batch{lengths_.size(0),
                                data<int32_t>(borders_),
+                               firsts,
                                data<int32_t>(lengths_),
                                data<int32_t>(blocks_),
                                blocks_.size(1),
                                std::countr_zero(static_cast<uint32_t>(block_size_))};
-    schedule_ = cut_attention(batch, shape, threads);
-    prepared_for_ = key;
+    return cut_attention(batch, shape_, at::get_num_threads());
+  }
+
+  // By request, its first wanted query; its end where there is none.
+  std::vector<int32_t> firsts_of(const at::Tensor& wanted) const {
+    const at::Tensor rows = checked(wanted, at::kLong, 1, "wanted");
+    const int64_t* row = data<int64_t>(rows);
+    check_range(row, rows.size(0), positions_.size(0), "wanted row");
+    const int32_t* borders = data<int32_t>(borders_);
+    const int32_t* ends = borders + 1;
+    std::vector<int32_t> firsts(ends, ends + lengths_.size(0));
+    for (int64_t i = 0; i < rows.size(0); ++i) {
+      const auto request = std::upper_bound(ends, ends + firsts.size(), row[i]) - ends;
+      firsts[request] = std::min(firsts[request], static_cast<int32_t>(row[i]));
+    }
+    return firsts;
   }
 
   static HeadShape shape_of(const at::Tensor& kv_layer, const at::Tensor& qkv) {
@@ -177,8 +213,8 @@ class PagedAttention {
   }
 
   template <class T>
-  void run(const at::Tensor& kv_layer, const at::Tensor& qkv, const float* cos, const float* sin,
-           const at::Tensor& out) {
+  void run(const AttentionSchedule& schedule, const at::Tensor& kv_layer, const at::Tensor& qkv,
+           const float* cos, const float* sin, const at::Tensor& out) {
     T* keys = data<T>(kv_layer);
     T* values = keys + kv_layer.numel() / 2;
     const AttentionKernel& kernel = kernel_of(qkv.scalar_type(), variant_);
@@ -192,15 +228,15 @@ class PagedAttention {
         shape_.group,
         shape_.head_dim,
         static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(shape_.head_dim))),
-        partial_memory.take(schedule_.partial_floats)};
+        partial_memory.take(schedule.partial_floats)};
     const RopeShape rope{shape_.num_kv_heads * shape_.group, shape_.num_kv_heads, shape_.head_dim};
     const int64_t* positions = data<int64_t>(positions_);
     const int64_t* slots = data<int64_t>(slots_);
     const int64_t half = rope.head_dim / 2, width = rope.num_kv_heads * rope.head_dim;
     in_order(
-        kernel, call,
+        schedule, kernel, call,
         [&](int64_t token) {
-          rope_and_store_token(data<T>(qkv) + token * call.query_stride,
+          row_kernel<T>().rope_and_store(data<T>(qkv) + token * call.query_stride,
                                cos + positions[token] * half, sin + positions[token] * half,
                                keys + slots[token] * width, values + slots[token] * width, rope);
         });
@@ -208,13 +244,14 @@ class PagedAttention {
 
   // store(token) for every token, then every piece, then every merge, over the same threads.
   template <class Store>
-  void in_order(const AttentionKernel& kernel, const AttentionCall& call, Store store) {
+  void in_order(const AttentionSchedule& schedule, const AttentionKernel& kernel,
+                const AttentionCall& call, Store store) {
     const int64_t tokens = positions_.size(0);
-    const int64_t pieces = static_cast<int64_t>(schedule_.pieces.size());
+    const int64_t pieces = static_cast<int64_t>(schedule.pieces.size());
     const int64_t words =
-        kernel.scratch(schedule_.most_rows, shape_.num_kv_heads, shape_.head_dim);
+        kernel.scratch(schedule.most_rows, shape_.num_kv_heads, shape_.head_dim);
     std::atomic<int64_t> next{0};
-#pragma omp parallel num_threads(schedule_.threads) if (schedule_.threads > 1)
+#pragma omp parallel num_threads(schedule.threads) if (schedule.threads > 1)
     {
 #pragma omp for schedule(static)
       for (int64_t token = 0; token < tokens; ++token) store(token);
@@ -222,18 +259,19 @@ class PagedAttention {
       bool warm = false;
       for (int64_t piece = next++; piece < pieces; warm = true) {
         const int64_t following = next++;
-        kernel.run(call, schedule_.pieces[piece],
-                   following < pieces ? &schedule_.pieces[following] : nullptr, warm, scratch);
+        kernel.run(call, schedule.pieces[piece],
+                   following < pieces ? &schedule.pieces[following] : nullptr, warm, scratch);
         piece = following;
       }
 #pragma omp barrier
-      merge(kernel, call, scratch);
+      merge(schedule, kernel, call, scratch);
     }
   }
 
-  void merge(const AttentionKernel& kernel, const AttentionCall& call, float* scratch) const {
+  void merge(const AttentionSchedule& schedule, const AttentionKernel& kernel,
+             const AttentionCall& call, float* scratch) const {
     const int64_t heads = shape_.num_kv_heads * shape_.group;
-    for (const AttentionMerge& merge : schedule_.merges) {
+    for (const AttentionMerge& merge : schedule.merges) {
       const int64_t rows = merge.num_queries * shape_.group;
       const int64_t stride = partial_stride(shape_.head_dim);
       const int64_t tile_stride = shape_.num_kv_heads * rows * stride;
@@ -265,10 +303,12 @@ void bind_attention(pybind11::module_& module) {
   using Free = pybind11::call_guard<pybind11::gil_scoped_release>;
   using deeprequest::PagedAttention;
   using at::Tensor;
+  namespace py = pybind11;
   module.def("attention_variants", &deeprequest::attention_variants);
   pybind11::class_<PagedAttention>(module, "PagedAttention")
       .def(pybind11::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor&, int64_t, int64_t>(),
            Free())
-      .def("attend", &PagedAttention::attend, Free());
+      .def("attend", &PagedAttention::attend, py::arg("kv_layer"), py::arg("qkv"), py::arg("cos"),
+           py::arg("sin"), py::arg("wanted") = py::none(), Free());
 }

@@ -6,7 +6,9 @@
 //
 // A row's result is its tiles' partials merged in the order of the tiles, and a partial depends on
 // nothing but the row and its tile. So neither the batch, nor the chunking of a prompt, nor the
-// number of threads, nor how work is cut can change a bit.
+// number of threads, nor how work is cut can change a bit. With one exception: ATTENTION_BF16_ENGINE
+// gives chunks of many rows to the matrix engine and of few to the vector units, which add in another
+// order; there the chunking of a prompt can.
 #pragma once
 
 #include <cstdint>
@@ -57,8 +59,11 @@ struct AttentionKernel {
                 int64_t tiles, int64_t query, int64_t head, float* scratch);
 };
 
-extern const AttentionKernel ATTENTION_FLOAT;           // float32 cache
-extern const AttentionKernel ATTENTION_BF16_WIDENED;    // bfloat16 cache, float32 arithmetic
-extern const AttentionKernel ATTENTION_BF16_DOT;        // bfloat16 cache, bfloat16 products
+// float32 arithmetic over a float32 cache, and over a bfloat16 one that is widened
+extern const AttentionKernel ATTENTION_FLOAT_AVX2, ATTENTION_FLOAT_AVX512;
+extern const AttentionKernel ATTENTION_BF16_AVX2, ATTENTION_BF16_AVX512;
+extern const AttentionKernel ATTENTION_BF16_DOT;     // bfloat16 cache, bfloat16 products
+extern const AttentionKernel ATTENTION_BF16_ENGINE;  // the same, many rows by the matrix engine
+bool attention_engine_supported();
 
 }  // namespace deeprequest

@@ -1,13 +1,12 @@
 // Reading ahead: the lines of the tile that comes next are asked for while this one is computed.
 //
 // A request's blocks lie anywhere, so the hardware cannot guess them. Included only by files that
-// have chosen their target by pragma.
+// have chosen their lanes.
 #pragma once
 
 #include <algorithm>
 
 #include "attention.h"
-#include "vector_avx512.h"
 
 namespace deeprequest {
 namespace {

@@ -1,7 +1,7 @@
 // A few rows against a tile straight from the cache, nothing packed: decode.
 //
 // The same products in the same order as `attention_tile.h`, so the same bits. Included only by
-// files that have chosen their target by pragma.
+// files that have chosen their lanes.
 #pragma once
 
 #include "attention_ahead.h"
@@ -29,11 +29,11 @@ template <class Math, int R>
 inline void score_keys(const CacheView<Math>& view, int64_t key, const float* const* queries,
                        float (*scores)[TILE_KEYS], Ahead& ahead) {
   const int64_t steps = view.head_dim / Math::PER;
-  __m512 sums[R];
-  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_ps();
+  Lanes sums[R];
+  for (int r = 0; r < R; ++r) sums[r] = fill(0);
   for (int64_t step = 0; step < steps; step += 16) {
     const int64_t words = std::min<int64_t>(16, steps - step);
-    __m512i rows[16];
+    Bits rows[16];
     for (int i = 0; i < 16; ++i)
       rows[i] = Math::load_words(view.keys + view.slots[key + i] * view.stride + step * Math::PER,
                                  first_lanes(words));
@@ -42,54 +42,56 @@ inline void score_keys(const CacheView<Math>& view, int64_t key, const float* co
       if (word >= words) break;
       if (word % 4 == 0) ahead.step();
       for (int r = 0; r < R; ++r)
-        sums[r] = Math::dot(sums[r], _mm512_set1_ps(queries[r][step + word]),
-                            _mm512_castsi512_ps(rows[word]));
+        sums[r] = Math::dot(sums[r], fill(queries[r][step + word]), as_lanes(rows[word]));
     }
   }
-  for (int r = 0; r < R; ++r) _mm512_store_ps(scores[r] + key, sums[r]);
+  for (int r = 0; r < R; ++r) store(scores[r] + key, sums[r]);
 }
 
 // Weighted values of R rows in NV * 16 columns from `column` on.
 template <class Math, int R, int NV>
 inline void weigh_cached(const CacheView<Math>& view, int64_t column,
                          const float (*weights)[TILE_KEYS], float* const* partials, Ahead& ahead) {
-  __m512 sums[R][NV];
+  Lanes sums[R][NV];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < NV; ++v) sums[r][v] = _mm512_setzero_ps();
+    for (int v = 0; v < NV; ++v) sums[r][v] = fill(0);
   const int64_t words = (view.count + Math::PER - 1) / Math::PER;
   const int64_t columns = view.head_dim - column;
   for (int64_t word = 0; word < words; ++word) {
     const int64_t* slots = view.slots + word * Math::PER;
-    __m512 row[NV];
+    Lanes row[NV];
     Math::template load_columns<NV>(view.values + slots[0] * view.stride + column,
                                     view.values + slots[Math::PER - 1] * view.stride + column,
                                     columns, row);
     ahead.step();
     for (int r = 0; r < R; ++r) {
-      const __m512 weight = _mm512_set1_ps(weights[r][word]);
+      const Lanes weight = fill(weights[r][word]);
       for (int v = 0; v < NV; ++v) sums[r][v] = Math::dot(sums[r][v], weight, row[v]);
     }
   }
   for (int r = 0; r < R; ++r) {
     Math::template order_columns<NV>(columns, sums[r]);
     for (int v = 0; v < NV; ++v)
-      _mm512_store_ps(partials[r] + PARTIAL_VALUES + column + 16 * v, sums[r][v]);
+      store(partials[r] + PARTIAL_VALUES + column + 16 * v, sums[r][v]);
   }
+}
+
+// As many columns at a time as there are, up to NV * 16.
+template <class Math, int R, int NV = sums_of_rows(R)>
+inline void weigh_some(const CacheView<Math>& view, int64_t column,
+                       const float (*weights)[TILE_KEYS], float* const* partials, Ahead& ahead) {
+  if constexpr (NV > 1) {
+    if (view.head_dim - column <= 16 * (NV - 1))
+      return weigh_some<Math, R, NV - 1>(view, column, weights, partials, ahead);
+  }
+  weigh_cached<Math, R, NV>(view, column, weights, partials, ahead);
 }
 
 template <class Math, int R>
 inline void weigh_head(const CacheView<Math>& view, const float (*weights)[TILE_KEYS],
                        float* const* partials, Ahead& ahead) {
-  constexpr int WIDE = R <= 6 ? 4 : 3;
-  const int64_t columns = (view.head_dim + 15) / 16 * 16;
-  for (int64_t column = 0; column < columns; column += 16 * WIDE) {
-    switch (std::min<int64_t>(WIDE, (columns - column) / 16)) {
-      case 4: weigh_cached<Math, R, WIDE>(view, column, weights, partials, ahead); break;
-      case 3: weigh_cached<Math, R, 3>(view, column, weights, partials, ahead); break;
-      case 2: weigh_cached<Math, R, 2>(view, column, weights, partials, ahead); break;
-      default: weigh_cached<Math, R, 1>(view, column, weights, partials, ahead);
-    }
-  }
+  for (int64_t column = 0; column < view.head_dim; column += 16 * sums_of_rows(R))
+    weigh_some<Math, R>(view, column, weights, partials, ahead);
 }
 
 // The partials of R rows, see `attend_rows`.
@@ -101,12 +103,7 @@ void attend_cached(const CacheView<Math>& view, const float* const* queries,
   alignas(64) float weights[R][TILE_KEYS];
   for (int64_t key = 0; key < view.count; key += 16)
     score_keys<Math, R>(view, key, queries, scores, ahead);
-  const int64_t words = (view.count + 31) / 32 * 32 / Math::PER;
-  for (int r = 0; r < R; ++r) {
-    soften<Math>(scores[r], weights[r], visible[r], scale_log2, partials[r]);
-    const int64_t used = (visible[r] + 31) / 32 * 32 / Math::PER;
-    std::memset(weights[r] + used, 0, (words - used) * sizeof(float));
-  }
+  soften_rows<Math>(R, scores, weights, visible, scale_log2, partials);
   weigh_head<Math, R>(view, weights, partials, ahead);
 }
 

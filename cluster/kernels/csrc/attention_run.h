@@ -1,6 +1,6 @@
 // One piece of attention from start to end: tile after tile, kv head after kv head.
 //
-// Included only by files that have chosen their target by pragma.
+// Included only by files that have chosen their lanes.
 #pragma once
 
 #include "attention_direct.h"
@@ -8,18 +8,20 @@
 namespace deeprequest {
 namespace {
 
+constexpr int64_t MAX_ROWS = 16;  // of any group
+
 // A thread's scratch, cut up. Everything is a multiple of 64 bytes.
 struct Scratch {
   float* keys;
   float* values;
   float* queries;   // [kv head][row][H]
   float* totals;    // [kv head][row] partials
-  float* partials;  // [DIRECT_ROWS] partials
+  float* partials;  // [MAX_ROWS] partials
 
   static int64_t words(int64_t rows, int64_t heads, int64_t head_dim) {
     const int64_t columns = (head_dim + 15) / 16 * 16;
     return 2 * TILE_KEYS * columns + rows * heads * (columns + partial_stride(head_dim)) +
-           DIRECT_ROWS * partial_stride(head_dim);
+           MAX_ROWS * partial_stride(head_dim);
   }
 
   Scratch(float* memory, int64_t rows, int64_t heads, int64_t head_dim) {
@@ -97,9 +99,8 @@ class PieceRun {
                                (head * call_.group + row % call_.group) * call_.head_dim;
         float* packed = scratch_.queries + row_index(head, row) * columns_;
         for (int64_t step = 0; step < steps_; step += 16) {
-          const __mmask16 lanes = first_lanes(steps_ - step);
-          const __m512i words = Math::load_words(query + step * Math::PER, lanes);
-          _mm512_mask_storeu_epi32(packed + step, lanes, words);
+          const Mask lanes = first_lanes(steps_ - step);
+          store_words(packed + step, Math::load_words(query + step * Math::PER, lanes), lanes);
         }
       }
     }
@@ -130,12 +131,12 @@ class PieceRun {
     pack_values<Math>(cached.values, slots, width, count, call_.head_dim, scratch_.values, ahead);
     const TileView packed{scratch_.keys, scratch_.values, steps_, columns_, call_.scale_log2};
     for (int64_t row = first_row(tile); row < rows_;) {
-      const int64_t groups = (rows_ - row + ROWS - 1) / ROWS;
+      const int64_t groups = (rows_ - row + Math::ROWS - 1) / Math::ROWS;
       const int64_t size = (rows_ - row + groups - 1) / groups;
       attend_group(tile, head, row, size,
                    [&](int n, const float* const* queries, const int64_t* visible,
                        float* const* partials) {
-                     ATTEND_ROWS<Math>[n](packed, queries, visible, partials);
+                     Math::attend_rows(n, packed, queries, visible, partials);
                    });
       row += size;
     }
@@ -148,9 +149,9 @@ class PieceRun {
   // attend(n, queries, visible keys, partials) of rows [row, row + n), then merges what it gives.
   template <class Attend>
   void attend_group(int64_t tile, int64_t head, int64_t row, int64_t n, Attend attend) {
-    const float* queries[DIRECT_ROWS];
-    int64_t visible[DIRECT_ROWS];
-    float* partials[DIRECT_ROWS];
+    const float* queries[MAX_ROWS];
+    int64_t visible[MAX_ROWS];
+    float* partials[MAX_ROWS];
     for (int64_t r = 0; r < n; ++r) {
       const int64_t position = piece_.first_position + (row + r) / call_.group;
       queries[r] = scratch_.queries + row_index(head, row + r) * columns_;

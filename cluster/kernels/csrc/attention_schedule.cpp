@@ -58,7 +58,7 @@ class Cutter {
  private:
   // Blocks of queries; with many rows, one piece per kv head.
   void add_request(int64_t request) {
-    const int32_t begin = batch_.borders[request], end = batch_.borders[request + 1];
+    const int32_t begin = batch_.firsts[request], end = batch_.borders[request + 1];
     const int64_t per_piece = std::max<int64_t>(1, PIECE_ROWS / shape_.group);
     for (int64_t query = begin; query < end; query += per_piece) {
       AttentionPiece piece{};

@@ -11,10 +11,11 @@
 
 namespace deeprequest {
 
-// A step's requests. `borders` [B + 1], `lengths` [B], `blocks` [B, block_columns].
+// A step's requests. `borders` [B + 1], `firsts` [B], `lengths` [B], `blocks` [B, block_columns].
 struct AttentionBatch {
   int64_t num_requests;
   const int32_t* borders;
+  const int32_t* firsts;  // where the queries begin that are asked for
   const int32_t* lengths;
   const int32_t* blocks;
   int64_t block_columns;

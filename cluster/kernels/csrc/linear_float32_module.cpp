@@ -1,4 +1,4 @@
-// Linear layers with float32 weights as Python sees them; see linear_avx512_float32.cpp.
+// Linear layers with float32 weights as Python sees them; see linear_widened.h.
 //
 // Owns the checks and the allocation. Packing and embedding are those of bfloat16 weights with
 // twice the inputs.
@@ -25,7 +25,7 @@ bool is_wide(const Tensor& tensor) {
 
 Tensor linear_float32(const Tensor& x, const Tensor& packed, std::int64_t n,
                       const std::optional<Tensor>& bias) {
-  TORCH_CHECK(linear::kAvx512Wide.supported(), "this CPU has not the instructions");
+  TORCH_CHECK(!linear::float32_variants().empty(), "this CPU has not the instructions");
   TORCH_CHECK(x.dim() == 2 && is_wide(x), "x must be float32 [M, K] with neighbouring columns");
   const std::int64_t m = x.size(0), k = x.size(1);
   TORCH_CHECK(packed.scalar_type() == at::kFloat && packed.is_contiguous() &&
@@ -43,7 +43,7 @@ Tensor linear_float32(const Tensor& x, const Tensor& packed, std::int64_t n,
                           {nullptr, nullptr, nullptr, nullptr,
                            biased ? bias->data_ptr<float>() : nullptr},
                           {out.data_ptr(), n, true}};
-  linear::run(linear::kAvx512Wide, call, at::get_num_threads());
+  linear::run(*linear::float32_variants().front(), call, at::get_num_threads());
   return out;
 }
 

@@ -59,8 +59,12 @@ void pack_int8_rows_(const Tensor& packed, const Tensor& scale, const Tensor& su
 }
 
 Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scale, const Tensor& sum,
-                   const std::optional<Tensor>& bias, at::ScalarType out_dtype) {
+                   const std::optional<Tensor>& bias, at::ScalarType out_dtype,
+                   std::int64_t variant) {
   check_rows(x);
+  const auto& kernels = linear::int8_variants();
+  TORCH_CHECK(variant >= 0 && variant < static_cast<std::int64_t>(kernels.size()),
+              "no 8-bit variant ", variant, " on this CPU");
   const std::int64_t m = x.size(0), k = x.size(1), n = scale.numel();
   const std::int64_t width = linear::int8_width(k);
   TORCH_CHECK(packed.numel() == packed_bytes(n, k), "x has ", k, " inputs, the weight has not");
@@ -78,7 +82,7 @@ Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scale, c
                           {bias.has_value() ? bits(*bias) : nullptr, scale.data_ptr<float>(),
                            sum.data_ptr<std::int32_t>(), scales.data_ptr<float>()},
                           {out.data_ptr(), n, out_dtype == at::kFloat}};
-  linear::run(linear::kAvx512Vnni, call, threads);
+  linear::run(*kernels[variant], call, threads);
   return out;
 }
 
@@ -100,14 +104,19 @@ Tensor int8_embedding(const Tensor& packed, const Tensor& scale, std::int64_t k,
   return (integers.narrow(1, 0, k).to(at::kFloat) * scales).to(at::kBFloat16);
 }
 
-bool int8_supported() { return linear::kAvx512Vnni.supported(); }
+std::vector<std::string> int8_variants() {
+  std::vector<std::string> names;
+  for (const linear::Kernel* kernel : linear::int8_variants()) names.emplace_back(kernel->name);
+  return names;
+}
 
 }  // namespace
 
 void bind_linear_int8(pybind11::module_& module) {
   namespace py = pybind11;
   const auto free_running = py::call_guard<py::gil_scoped_release>();
-  module.def("int8_supported", &int8_supported, "Whether this CPU has the 8-bit dot product.");
+  module.def("int8_variants", &int8_variants,
+             "Names of what multiplies 8-bit weights on this CPU; all give the same bits.");
   module.def("empty_packed_int8", &empty_packed_int8, py::arg("n"), py::arg("k"), free_running,
              "An unfilled packed int8 weight of [n, k] on huge pages.");
   module.def("pack_int8_rows_", &pack_int8_rows_, py::arg("packed"), py::arg("scale"),
@@ -116,6 +125,6 @@ void bind_linear_int8(pybind11::module_& module) {
   module.def("int8_embedding", &int8_embedding, py::arg("packed"), py::arg("scale"), py::arg("k"),
              py::arg("ids"), free_running, "Rows ids [T] of a packed weight, bfloat16 [T, k].");
   module.def("linear_int8", &linear_int8, py::arg("x"), py::arg("packed"), py::arg("scale"),
-             py::arg("sum"), py::arg("bias"), py::arg("out_dtype"), free_running,
+             py::arg("sum"), py::arg("bias"), py::arg("out_dtype"), py::arg("variant"), free_running,
              "x [M, K] W^T + bias with x quantised row by row -> [M, n], rounded to out_dtype.");
 }

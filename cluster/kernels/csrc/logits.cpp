@@ -1,5 +1,5 @@
 // The sampler's passes over logits as torch sees them.
-#include "logits.h"
+#include "row_kernel.h"
 
 #include <torch/csrc/utils/pybind.h>
 
@@ -27,7 +27,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> row_argmax(const at::Tensor& logi
   with_element(logits, [&](auto element) {
     using T = decltype(element);
     for_each_row(rows, limit, [&](int64_t row) {
-      const RowBest best = best_of_row(data<T>(logits) + row * stride, limit);
+      const RowBest best = row_kernel<T>().best(data<T>(logits) + row * stride, limit);
       data<float>(values)[row] = best.value;
       data<int64_t>(ids)[row] = best.id;
       data<bool>(healthy)[row] = best.healthy;
@@ -44,7 +44,7 @@ at::Tensor row_logsumexp(const at::Tensor& logits, int64_t limit) {
   with_element(logits, [&](auto element) {
     using T = decltype(element);
     for_each_row(rows, 4 * limit, [&](int64_t row) {
-      data<float>(sums)[row] = logsumexp_row(data<T>(logits) + row * stride, limit);
+      data<float>(sums)[row] = row_kernel<T>().logsumexp(data<T>(logits) + row * stride, limit);
     });
   });
   return sums;

@@ -1,5 +1,5 @@
 // RMSNorm as torch sees it: checks shapes, spreads rows over threads.
-#include "norm.h"
+#include "row_kernel.h"
 
 #include <torch/csrc/utils/pybind.h>
 
@@ -23,8 +23,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   with_element(x, [&](auto element) {
     using T = decltype(element);
     for_each_row(x.size(0), width, [&](int64_t row) {
-      rms_norm_row(data<T>(x) + row * stride, data<T>(weight), data<T>(out) + row * width, width,
-                   static_cast<float>(eps));
+      row_kernel<T>().rms_norm(data<T>(x) + row * stride, data<T>(weight),
+                               data<T>(out) + row * width, width, static_cast<float>(eps));
     });
   });
   return out;
@@ -42,9 +42,9 @@ at::Tensor add_rms_norm(
   with_element(x, [&](auto element) {
     using T = decltype(element);
     for_each_row(x.size(0), 2 * width, [&](int64_t row) {
-      add_rms_norm_row(data<T>(x) + row * stride, data<T>(residual) + row * width,
-                       data<T>(weight), data<T>(out) + row * width, width,
-                       static_cast<float>(eps));
+      row_kernel<T>().add_rms_norm(data<T>(x) + row * stride, data<T>(residual) + row * width,
+                                   data<T>(weight), data<T>(out) + row * width, width,
+                                   static_cast<float>(eps));
     });
   });
   return out;

@@ -1,11 +1,12 @@
-// Owns the waiting: busy at first, then giving way, then asleep, never beyond the deadline and never
-// for the dead.
+// Owns the waiting: busy at first, then asleep in short naps, never beyond the deadline and never for
+// the dead. It never yields: whoever is yielded to, at however low a priority, keeps the core until
+// the kernel's next tick, while a nap's end takes the core back at once.
 
 #include "shm_group.h"
 
 #include <immintrin.h>
-#include <sched.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -18,9 +19,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kYields = 100;
-constexpr long long kFirstSleepNs = 50'000;
-constexpr long long kLongestSleepNs = 1'000'000;
+constexpr unsigned long kTimerSlackNs = 1'000;  // the kernel's own is 50,000
+constexpr double kFirstNapS = 5e-6;
+constexpr double kLongestNapS = 1e-3;
+constexpr double kNapOfWait = 0.125;  // what a wait may be overslept by
 
 enum Kind : std::uint64_t { kReduceFloat = 1, kReduceBfloat16 = 2, kGather = 3 };
 constexpr std::uint64_t kind_of(const float*) { return kReduceFloat; }
@@ -46,6 +48,7 @@ Group::Group(int file, int rank, int ranks, std::size_t slot_bytes, const std::v
   }
   header_ = static_cast<Header*>(memory);
   for (int descriptor : watched) watched_.push_back({descriptor, POLLIN, 0});
+  prctl(PR_SET_TIMERSLACK, kTimerSlackNs);  // of the thread that made the group, which is to wait
 }
 
 Group::~Group() { munmap(header_, mapped_bytes_); }
@@ -118,28 +121,22 @@ void Group::wait_for(int peer) {
 
 void Group::wait_slowly(int peer) {
   const auto start = Clock::now();
-  long long sleep_ns = kFirstSleepNs;
-  for (int turn = 0; !arrived(peer); ++turn) {
-    if (turn < kYields) {
-      sched_yield();
-      continue;
-    }
-    const int dead = sleep_unless_death(sleep_ns);
+  double waited_s = 0;
+  while (!arrived(peer)) {
+    const int dead = nap_unless_death(std::clamp(kNapOfWait * waited_s, kFirstNapS, kLongestNapS));
     const bool left = header_->ranks[peer].left.load(std::memory_order_acquire) != 0;
-    sleep_ns = std::min(2 * sleep_ns, kLongestSleepNs);
+    waited_s = std::chrono::duration<double>(Clock::now() - start).count();
     if (dead >= 0) fail("rank " + std::to_string(dead) + " is gone");
     if (header_->aborted.load(std::memory_order_acquire) != 0) fail("another rank gave up");
     if (left && !arrived(peer)) fail("rank " + std::to_string(peer) + " has left");
-    if (std::chrono::duration<double>(Clock::now() - start).count() > timeout_s_) {
-      fail("rank " + std::to_string(peer) + " did not come in time");
-    }
+    if (waited_s > timeout_s_) fail("rank " + std::to_string(peer) + " did not come in time");
   }
 }
 
 // A rank that died before it posted the current chunk, or -1. One that died afterwards has done all
 // that was asked of it here; it counts as having left.
-int Group::sleep_unless_death(long long sleep_ns) {
-  const timespec longest{0, static_cast<long>(sleep_ns)};
+int Group::nap_unless_death(double nap_s) {
+  const timespec longest{0, static_cast<long>(nap_s * 1e9)};
   if (ppoll(watched_.data(), watched_.size(), &longest, nullptr) <= 0) return -1;
   for (int rank = 0; rank < ranks_; ++rank) {
     if (watched_[rank].revents == 0) continue;

@@ -46,7 +46,7 @@ inline std::size_t segment_bytes(int ranks, std::size_t slot_bytes) {
 class Group {
  public:
   // `watched`: for every rank a descriptor that becomes readable when it dies, -1 for this one.
-  // `spins`: turns of busy waiting before the core is offered to others. Throws runtime_error.
+  // `spins`: turns of busy waiting before the core is left to others. Throws runtime_error.
   Group(int file, int rank, int ranks, std::size_t slot_bytes, const std::vector<int>& watched,
         double timeout_s, int spins);
   ~Group();
@@ -68,7 +68,7 @@ class Group {
   void exchange(const void* part, std::size_t bytes, std::uint64_t kind);
   void wait_for(int peer);
   void wait_slowly(int peer);
-  int sleep_unless_death(long long sleep_ns);
+  int nap_unless_death(double nap_s);
   bool arrived(int peer) const;
   [[noreturn]] void fail(const std::string& reason);
 

@@ -1,6 +1,3 @@
-import math
-from typing import NamedTuple
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,20 +6,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cluster.attention import cpu
-from cluster.attention.backend import AttentionMetadata, RotaryTable, allocate_kv_layer
+from cluster.attention.backend import AttentionMetadata, allocate_kv_layer
 from cluster.attention.cpu import TorchAttention
-
-NUM_BLOCKS = 64
-
-
-class Case(NamedTuple):
-    """Requests as (tokens computed before, queries now), and the heads."""
-
-    requests: list[tuple[int, int]]
-    block_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int = 8
+from tests.cluster.attention.textbook import Case, metadata, run, step, turning, unturned
 
 
 @st.composite
@@ -39,74 +25,14 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(requests, block_size, kv_heads * draw(st.sampled_from([1, 3])), kv_heads)
 
 
-def metadata(case: Case, order: list[int]) -> AttentionMetadata:
-    """Blocks are handed out in the given physical order (block 0 never)."""
-    free = iter(order)
-    lengths = [before + now for before, now in case.requests]
-    pages = [-(-length // case.block_size) for length in lengths]
-    table = torch.zeros((len(lengths), max(pages)), dtype=torch.int32)
-    slots, positions = [], []
-    for row, count in enumerate(pages):
-        table[row, :count] = torch.tensor([next(free) for _ in range(count)])
-    for row, (before, now) in enumerate(case.requests):
-        for position in range(before, before + now):
-            page, offset = divmod(position, case.block_size)
-            positions.append(position)
-            slots.append(int(table[row, page]) * case.block_size + offset)
-    counts = [now for _, now in case.requests]
-    borders = torch.tensor([0, *counts]).cumsum(0).int()
-    return AttentionMetadata(
-        cu_seqlens_q=borders,
-        seq_lens_k=torch.tensor(lengths, dtype=torch.int32),
-        block_table=table,
-        positions=torch.tensor(positions),
-        slot_mapping=torch.tensor(slots),
-        max_q=max(counts),
-        max_k=max(lengths),
-        num_decode=counts.count(1),
-    )
+def backend(case: Case) -> TorchAttention:
+    return TorchAttention(case.block_size, case.kv_heads * case.head_dim, torch.float32)
 
 
-def unturned(head_dim: int) -> RotaryTable:
-    """Angles of zero: heads stay as they are."""
-    angles = torch.zeros(1000, head_dim // 2)
-    return RotaryTable(angles.cos(), angles.sin())
-
-
-def expected(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of the last len(q) of len(k) positions, by the textbook."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
-    ahead = torch.ones(len(q), len(k)).triu(len(k) - len(q) + 1).bool()
-    weights = scores.masked_fill(ahead, -math.inf).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", weights, v)
-
-
-def paged(case: Case, order: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(paged attention, textbook attention) of one step over an earlier filled cache."""
-    torch.manual_seed(seed)
-    meta = metadata(case, order)
-    # stale content of freed blocks must not matter
-    layer = torch.randn(2, max(order) + 1, case.block_size, case.kv_heads, case.head_dim)
-    total = sum(now for _, now in case.requests)
-    generator = torch.Generator().manual_seed(7)
-    q = torch.randn(total, case.heads, case.head_dim, generator=generator)
-    wanted, new_k, new_v = [], [], []
-    for row, (before, now) in enumerate(case.requests):
-        shape = (2, before + now, case.kv_heads, case.head_dim)
-        k, v = torch.randn(shape, generator=generator)
-        for position in range(before):
-            page, offset = divmod(position, case.block_size)
-            layer[:, meta.block_table[row, page], offset] = torch.stack((k, v))[:, position]
-        new_k.append(k[before:])
-        new_v.append(v[before:])
-        start = int(meta.cu_seqlens_q[row])
-        wanted.append(expected(q[start : start + now], k, v))
-    backend = TorchAttention(case.block_size, case.kv_heads * case.head_dim, torch.float32)
-    plan = backend.plan(meta)
-    qkv = torch.cat((q, torch.cat(new_k), torch.cat(new_v)), 1)
-    return plan.attend(layer, qkv, unturned(case.head_dim)), torch.cat(wanted)
+def paged(
+    case: Case, order: list[int], seed: int = 0, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return run(backend, case, order, seed, rows)
 
 
 @settings(deadline=None, max_examples=120)
@@ -121,6 +47,17 @@ def test_paged_attention_is_plain_attention_wherever_the_blocks_lie(
     random.shuffle(order)  # type: ignore[attr-defined]
     other, _ = paged(case, order, seed=1)
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("most", [100, 1 << 22], ids=["in parts", "whole"])
+def test_wanted_rows_are_as_good_when_no_others_are_asked_for(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "MASK_ELEMENTS", most)
+    case = Case([(20, 1), (7, 1), (33, 9), (0, 12), (5, 6)], 8, 4, 2)
+    rows = torch.tensor([0, 1, 10, 16, 20])  # a chunk's last, two of the next, none of the last
+    one, wanted = paged(case, list(range(1, 60)), rows=rows)
+    torch.testing.assert_close(one[rows], wanted[rows], atol=2e-6, rtol=1e-5)
 
 
 def test_small_decode_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,3 +115,10 @@ def test_padding_points_to_the_dummy_block_and_adds_nothing() -> None:
     out = plan.attend(layer, qkv, unturned(8))
     torch.testing.assert_close(out[0], value[0] / 5)  # four stored zeros and a one
     torch.testing.assert_close(out[1], value[1])
+
+
+def test_queries_and_keys_are_turned_by_their_positions() -> None:
+    case = Case([(19, 1), (5, 6)], 4, 6, 2)
+    made = step(case, list(range(1, 60)), turning(8))
+    out = backend(case).plan(made.metadata).attend(made.kv_layer, made.qkv, made.rotary)
+    torch.testing.assert_close(out, made.expected, atol=2e-6, rtol=1e-5)

@@ -14,15 +14,17 @@ from cluster.batch import (
     decode_scheduler_output,
     encode,
 )
+from cluster.engine.booking import NUMERIC_ERROR
 from cluster.engine.engine_core import EngineCore
 from cluster.engine.kv_cache import KVCacheManager
-from cluster.engine.scheduler import NUMERIC_ERROR, Scheduler, SchedulerConfig
+from cluster.engine.scheduler import Scheduler, SchedulerConfig
 from cluster.request import (
     EngineCoreOutput,
     EngineRequest,
     FinishReason,
     NextTurn,
     SamplingParams,
+    TokenLogprobs,
 )
 
 EOS = 7
@@ -45,6 +47,22 @@ def draw(state: int, num_output_tokens: int, params: SamplingParams) -> int | No
     return token_id
 
 
+def thought(state: int) -> TokenLogprobs:
+    """What is made of the token that follows; it tells which one it was made behind."""
+    return TokenLogprobs(-float((state >> 20) % 9973))
+
+
+def thoughts(request: EngineRequest) -> list[TokenLogprobs]:
+    """What is told of a prompt, if it is asked for."""
+    if request.params.prompt_logprobs is None:
+        return []
+    told, state = [], 0
+    for token_id in request.prompt_token_ids[:-1]:
+        state = absorb(state, token_id)
+        told.append(thought(state))
+    return told
+
+
 @dataclass
 class Answer:
     """All a request gets."""
@@ -64,6 +82,9 @@ def undisturbed(request: EngineRequest) -> Answer:
         drawn = draw(state, len(answer.token_ids), params)
         if drawn is None:
             answer.finish_reason, answer.error = FinishReason.ERROR, NUMERIC_ERROR
+            return answer
+        if not params.max_tokens:
+            answer.finish_reason = FinishReason.LENGTH
             return answer
         answer.token_ids.append(drawn)
         state = absorb(state, drawn)
@@ -134,6 +155,7 @@ class PaperExecutor:
         answer = ModelRunnerOutput(frame.step, [], [])
         for share in frame.scheduled:
             states = self._compute(share)
+            self._judge(share, states, answer)
             if share.samples:
                 self._draw(share, states[-1 - len(share.draft_token_ids) :], answer)
         return answer
@@ -212,6 +234,12 @@ class PaperExecutor:
             assert held == state, f"row {share.row} reads another prefix at {position}"
         return states
 
+    def _judge(self, share: ScheduledRow, states: list[int], answer: ModelRunnerOutput) -> None:
+        mirrored = self.rows[share.row]
+        judged = states[share.num_computed : mirrored.num_prompt_tokens - 1]
+        if mirrored.params.prompt_logprobs is not None and judged:
+            answer.prompt_logprobs[share.row] = [thought(state) for state in judged]
+
     def _draw(self, share: ScheduledRow, states: list[int], answer: ModelRunnerOutput) -> None:
         mirrored = self.rows[share.row]
         num_output_tokens = len(mirrored.token_ids) - mirrored.num_prompt_tokens
@@ -279,6 +307,7 @@ class World:
         self.asked: dict[str, EngineRequest] = {}
         self.answers: dict[str, Answer] = {}
         self.cached: dict[str, int] = {}
+        self.told: dict[str, list[TokenLogprobs]] = {}
         self.live: set[str] = set()
         self.num_steps = 0
         self._num_asked = 0
@@ -288,13 +317,16 @@ class World:
         prompt: list[int],
         salt: bytes = b"",
         next_turn: NextTurn | None = None,
+        prompt_of: str | None = None,
         **params: object,
     ) -> str:
         """Add a request that may be impossible; its id."""
         request_id = f"r{self._num_asked}"
         self._num_asked += 1
         settings = SamplingParams(**params)  # type: ignore[arg-type]
-        request = EngineRequest(request_id, prompt, settings, salt, next_turn=next_turn)
+        request = EngineRequest(
+            request_id, prompt, settings, salt, next_turn=next_turn, prompt_of=prompt_of
+        )
         self.asked[request_id] = request
         self.answers[request_id] = Answer()
         refusal = self.core.add(request)
@@ -307,7 +339,7 @@ class World:
         return request_id
 
     def possible(self, request: EngineRequest) -> bool:
-        most = len(request.prompt_token_ids) + request.params.max_tokens
+        most = len(request.prompt_token_ids) + max(request.params.max_tokens, 1)
         places = (len(self.executor.memory) - 1) * self.executor.block_size
         within = most <= self.config.max_model_len and most - 1 <= places
         return bool(request.prompt_token_ids) and within
@@ -347,6 +379,9 @@ class World:
     def _receive(self, output: EngineCoreOutput) -> None:
         assert output.request_id in self.live, "an output for a request that is gone"
         request, answer = self.asked[output.request_id], self.answers[output.request_id]
+        told = self.told.setdefault(output.request_id, [])
+        assert not (answer.token_ids and output.prompt_logprobs), "the prompt comes first"
+        told += output.prompt_logprobs or []
         answer.token_ids += output.new_token_ids
         cached = self.cached.setdefault(output.request_id, output.num_cached_tokens)
         assert cached == output.num_cached_tokens < len(request.prompt_token_ids)
@@ -355,13 +390,17 @@ class World:
         expected = undisturbed(request)
         if output.finish_reason is None:
             length = len(answer.token_ids)
-            assert length < len(expected.token_ids) or expected.error is not None
+            goes_on = length < len(expected.token_ids) or expected.error is not None
+            assert goes_on or not output.new_token_ids
+            assert output.new_token_ids or output.prompt_logprobs
             assert answer.token_ids == expected.token_ids[:length]
             return
         answer.finish_reason, answer.stop_reason = output.finish_reason, output.stop_reason
         answer.error = output.error
         self.live.remove(output.request_id)
         assert answer == expected
+        whole = thoughts(request)
+        assert told == (whole[: len(told)] if answer.error else whole)
 
     def _check(self) -> None:
         self.scheduler.check_integrity()

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -88,3 +89,9 @@ def deaf_main(spec: RankSpec) -> None:
 def forgetful_main(spec: RankSpec) -> None:
     """Does not know the token."""
     run_rank(msgspec.structs.replace(spec, token="guess"), FakeWorker)
+
+
+def note_gpus(spec: RankSpec) -> None:
+    """A rank that does no more than write down which GPUs it sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    Path(spec.directory or "", f"gpus {spec.rank}").write_text(visible)

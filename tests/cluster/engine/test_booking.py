@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.batch import ModelRunnerOutput, ScheduledRow, SchedulerOutput
-from cluster.engine.booking import places
+from cluster.engine.booking import GRAMMAR_ERROR, NUMERIC_ERROR, places
 from cluster.engine.kv_cache import KVCacheManager
 from cluster.engine.scheduler import Scheduler, SchedulerConfig
 from cluster.request import EngineRequest, FinishReason, SamplingParams, TokenLogprobs
@@ -186,3 +186,16 @@ def test_an_answer_that_does_not_match_its_frame_is_an_error(wrong: str) -> None
         said.rows, said.token_ids = [0, 3], [[1], [1]]
     with pytest.raises(RuntimeError, match="does not match"):
         core.update(frame, said)
+
+
+def test_a_request_whose_grammar_allows_nothing_ends_and_its_blocks_are_disowned() -> None:
+    core = scheduler()
+    add(core, "a", [1, 2, 3])
+    add(core, "b", [1, 2, 4])
+    frame = core.schedule()
+    computed = ModelRunnerOutput(frame.step, [], [], [0, 1], ungrammatical_rows=[1])
+    first, second = core.update(frame, computed)
+    assert (first.error, second.error) == (NUMERIC_ERROR, GRAMMAR_ERROR)
+    assert first.finish_reason is second.finish_reason is FinishReason.ERROR
+    assert not core.stats().running
+    core.check_integrity()

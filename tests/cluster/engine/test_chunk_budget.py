@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.batch import ScheduledRow, SchedulerOutput
-from cluster.engine.chunk_budget import MIN_CHUNK, ChunkBudget, StepWork
+from cluster.engine.chunk_budget import LEAST_SHARE, MIN_CHUNK, ChunkBudget, StepWork
 
 
 def test_the_work_of_a_step_is_decodes_and_chunk_tokens_with_what_lies_before_them() -> None:
@@ -30,11 +30,40 @@ def test_without_a_target_or_without_streams_nothing_is_held_back() -> None:
 def test_a_prompt_goes_on_even_where_there_is_no_room() -> None:
     budget = ChunkBudget(0.01)
     budget.observe(StepWork(8, 0, 0), 0.05)  # decodes alone take five times the target
+    budget.observe(StepWork(8, 10, 45), 0.15)  # 10 ms a token
     budget.begin(8)
     assert budget.take(0, 4_000) == MIN_CHUNK
     assert budget.take(0, 4_000) == 0
     budget.begin(8)
-    assert budget.take(0, 5) == 5
+    assert budget.take(0, 3) == 3
+
+
+def test_where_decodes_take_all_the_time_prompts_get_a_share_of_it_nonetheless() -> None:
+    budget = ChunkBudget(0.01)
+    budget.observe(StepWork(8, 0, 0), 0.04)
+    budget.observe(StepWork(8, 80, 3_160), 0.048)  # 0.1 ms a token
+    budget.begin(8)
+    assert budget.take(0, 4_000) == pytest.approx(LEAST_SHARE * 0.04 / 0.0001, abs=1)
+
+
+def test_nobody_is_served_behind_a_prompt_that_got_less_than_it_wanted() -> None:
+    budget = ChunkBudget(1.0)
+    budget.observe(StepWork(8, 0, 0), 0.01)
+    budget.observe(StepWork(8, 20, 190), 0.012)  # room for hundreds, but growth is bounded
+    budget.begin(8)
+    assert 0 < budget.take(0, 4_000) < 4_000
+    assert budget.take(0, 1) == 0
+
+
+def test_cheap_tokens_of_prompts_alone_do_not_make_chunks_beside_streams_too_large() -> None:
+    budget = ChunkBudget(0.04)
+    for _ in range(20):
+        budget.observe(StepWork(0, 2_048, 2_048 * 1_023), 0.2)  # 0.1 ms a token
+        budget.observe(StepWork(8, 0, 0), 0.02)
+    budget.observe(StepWork(8, 16, 120), 0.036)  # 1 ms a token
+    budget.observe(StepWork(0, 2_048, 2_048 * 1_023), 0.2)
+    budget.begin(8)
+    assert MIN_CHUNK < budget.take(0, 4_000) <= 20
 
 
 class Machine:
@@ -67,7 +96,7 @@ def prefill(budget: ChunkBudget, machine: Machine, decodes: int, prompt: int) ->
 @settings(deadline=None, max_examples=150)
 @given(
     st.floats(0.002, 0.05),
-    st.floats(2e-5, 2e-3),
+    st.floats(2e-5, 4e-3),
     st.floats(0, 2e-7),
     st.floats(0, 0.05),
     st.integers(1, 64),

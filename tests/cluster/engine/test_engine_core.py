@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cluster.engine.scheduler import NUMERIC_ERROR
+from cluster.engine.booking import NUMERIC_ERROR
 from cluster.request import NextTurn
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def world_settings(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def requests(draw: st.DrawFn) -> dict[str, Any]:
     stem = draw(st.sampled_from(STEMS))[: draw(st.integers(0, 28))]
-    max_tokens = draw(st.sampled_from([30, 24, 12, 5, 1]))
+    max_tokens = draw(st.sampled_from([30, 24, 12, 5, 1, 0]))
     return {
         "prompt": stem + draw(st.lists(st.integers(0, 20), max_size=3)),
         "salt": draw(st.sampled_from([b"", b"", b"", b"other tenant"])),
@@ -58,6 +58,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "min_tokens": draw(st.sampled_from([0, 0, max_tokens // 2, max_tokens])),
         "ignore_eos": draw(st.booleans()),
         "stop_token_ids": draw(st.sampled_from([(), (), (3,), (7,)])),
+        "prompt_logprobs": draw(st.sampled_from([None, None, None, 0])),
         "next_turn": draw(st.sampled_from([None, NextTurn(len(stem), 4, 7, [0, 1])])),
     }
 
@@ -78,6 +79,12 @@ class Disturbance(RuleBasedStateMachine):
     def ask(self, asked: list[dict[str, Any]]) -> None:
         for request in asked:
             self.world.ask(**request)
+
+    @rule(asked=requests(), n=st.integers(2, 4))
+    def ask_for_choices(self, asked: dict[str, Any], n: int) -> None:
+        first = self.world.ask(**asked)
+        for _ in range(1, n):
+            self.world.ask(**{**asked, "prompt_of": first, "prompt_logprobs": None})
 
     @rule(times=st.integers(1, 12))
     def step(self, times: int) -> None:

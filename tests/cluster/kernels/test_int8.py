@@ -15,15 +15,15 @@ CPU = torch.device("cpu")
 
 def extension() -> Any:
     module, reason = native.load()
-    if module is None or not module.int8_supported():
+    if module is None or not module.int8_variants():
         pytest.skip(f"no compiled 8-bit kernels here: {reason}")
     return module
 
 
-def both(n: int, k: int, bias: bool, seed: int = 0) -> tuple[NativeInt8Weight, TorchInt8Weight]:
-    generator = torch.Generator().manual_seed(seed)
+def both(n: int, k: int, bias: bool) -> tuple[NativeInt8Weight, TorchInt8Weight]:
+    generator = torch.Generator().manual_seed(0)
     rows = torch.randn(n, k, generator=generator).to(torch.bfloat16)
-    compiled = NativeInt8Weight(extension(), n, k, bias)
+    compiled = NativeInt8Weight(extension(), n, k, bias, variant=lambda rows: 0)
     plain = TorchInt8Weight(n, k, bias, CPU, torch.bfloat16)
     for weight in (compiled, plain):
         for row in range(0, n, 32):
@@ -38,8 +38,16 @@ def both(n: int, k: int, bias: bool, seed: int = 0) -> tuple[NativeInt8Weight, T
 def test_the_extension_and_torch_agree_to_the_bit(m: int, n: int, k: int, bias: bool) -> None:
     compiled, plain = both(n, k, bias)
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(torch.bfloat16)
-    assert torch.equal(compiled(x, full_precision=True), plain(x, full_precision=True))
-    assert torch.equal(compiled(x), plain(x))
+    for variant in range(len(extension().int8_variants())):
+        assert torch.equal(compiled.product(x, variant, full_precision=True), plain(x, True))
+        assert torch.equal(compiled.product(x, variant), plain(x))
+
+
+def test_many_rows_and_inputs_agree_to_the_bit_whoever_multiplies() -> None:
+    compiled, plain = both(200, 1500, True)
+    x = torch.randn(450, 1500).to(torch.bfloat16)
+    for variant in range(len(extension().int8_variants())):
+        assert torch.equal(compiled.product(x, variant), plain(x))
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

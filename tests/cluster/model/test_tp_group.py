@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,8 @@ needs_extension = pytest.mark.skipif(native.load()[0] is None, reason="no compil
 def _rank(rank: int, size: int, where: str, backend: Any, test: Test, told: Any, args: Any) -> None:
     torch.set_num_threads(1)
     try:
-        group = TPGroup.join(rank, size, where, backend, timeout_s=args.get("timeout_s", 30.0))
+        timeout_s, ordered = args.get("timeout_s", 30.0), args.get("ordered", False)
+        group = TPGroup.join(rank, size, where, backend, timeout_s, ordered)
         told.put((rank, test(group, args)))
         group.close()
     except Exception as error:
@@ -38,11 +40,13 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._folder = folder
+        self.rendezvous: str | None = None
+        """None: a file of this host."""
         self.ranks: list[Any] = []
 
     def start(self, size: int, test: Test, backend: str = "shm", **args: Any) -> None:
         self.told = self._context.Queue()
-        where = f"file://{self._folder}/{len(self.ranks)}"
+        where = self.rendezvous or f"file://{self._folder}/{len(self.ranks)}"
         for rank in range(size):
             arguments = (rank, size, where, backend, test, self.told, args)
             process = self._context.Process(target=_rank, args=arguments, daemon=True)
@@ -102,7 +106,7 @@ def test_a_group_must_fit_its_rank_and_have_a_way_to_speak() -> None:
 def sum_and_gather(group: TPGroup, args: Any) -> str:
     """Random sizes, dtypes and layouts, beyond a slot and empty, against the plain sum."""
     chosen = random.Random(7)
-    longest = 300_000
+    longest = 600_000  # two rows: beyond what is gathered at a time
     sizes = [0, 1, 17, 65_536, 65_537, longest] + [chosen.randrange(1, 9_000) for _ in range(40)]
     for call, columns in enumerate(sizes):
         dtype = DTYPES[chosen.choice(list(DTYPES))]
@@ -111,7 +115,7 @@ def sum_and_gather(group: TPGroup, args: Any) -> str:
         x = mine.t().contiguous().t() if call % 5 == 0 else mine.clone()
         assert torch.equal(group.all_gather(mine), torch.cat(everyone, -1)), columns
         assert group.all_reduce(x) is x
-        if group.collectives == "shm":
+        if group.collectives in ("shm", "gloo in order"):
             assert torch.equal(x, tree(everyone)), (columns, dtype)
         else:
             torch.testing.assert_close(x, tree(everyone), rtol=2e-2, atol=2e-2)
@@ -130,6 +134,12 @@ def test_shared_memory_sums_in_the_ranks_order(processes: Processes, size: int) 
 def test_gloo_answers_the_same_calls(processes: Processes) -> None:
     processes.start(2, sum_and_gather, "gloo")
     assert processes.answers(2) == {0: "gloo", 1: "gloo"}
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_gloo_in_order_has_the_bits_of_shared_memory(processes: Processes, size: int) -> None:
+    processes.start(size, sum_and_gather, "gloo", ordered=True)
+    assert processes.answers(size) == dict.fromkeys(range(size), "gloo in order")
 
 
 def many_calls(group: TPGroup, args: Any) -> int:
@@ -180,6 +190,51 @@ def test_a_death_in_a_collective_ends_it_for_all_others(processes: Processes, si
         assert "rank 1 is gone" in text or "gave up" in text
         assert noticed - died < 1
     assert not {name for name in set(os.listdir("/dev/shm")) - before if "deeprequest" in name}
+
+
+@pytest.fixture
+def nodes(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> Processes:
+    """Ranks that meet as those of several nodes do."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        processes.rendezvous = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return processes
+
+
+def lose_rank_1(group: TPGroup, args: Any) -> str:
+    group.all_reduce(torch.ones(5))
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        while True:
+            group.all_reduce(torch.ones(200_000))
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_between_nodes_a_death_ends_the_others_collective(nodes: Processes) -> None:
+    nodes.start(3, lose_rank_1, "auto", timeout_s=600.0)
+    assert sorted(nodes.answers(2)) == [0, 2]  # long before the 600 s
+
+
+def hang_in_a_step(group: TPGroup, args: Any) -> str:
+    group.all_reduce(torch.ones(5))
+    group.limit(1.0)
+    if group.rank == 1:
+        time.sleep(20)
+    try:
+        group.all_reduce(torch.ones(5))
+    except RuntimeError as error:
+        return str(error)
+    return "summed"
+
+
+def test_once_steps_are_quick_a_hanging_rank_is_not_waited_for(nodes: Processes) -> None:
+    nodes.start(2, hang_in_a_step, "auto", timeout_s=600.0)
+    rank, told = nodes.told.get(timeout=60)
+    assert rank == 0
+    assert "1000ms" in told
+    nodes.ranks[1].kill()
 
 
 def come_late(group: TPGroup, args: Any) -> str:

@@ -7,19 +7,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster.kernels.kernels import LinearWeight
+from cluster.kernels.kernels import LinearWeight, Quantization
 from cluster.kernels.torch_kernels import TorchKernels
 from cluster.model.checkpoint import WeightError
 from cluster.model.decoder import Decoder
 from cluster.model.model_config import read_model_config
 from cluster.model.parallel import Placement, TensorShard, TensorSink, WeightSink
 from cluster.model.tp_group import TPGroup
+from cluster.model.weight_cache import held_tensors
 from cluster.model.weights import load_weights
+from cluster.plan.memory import Precision, weight_bytes
 
 
-def build(folder: Path, group: TPGroup, device: str = "cpu") -> Decoder:
+def build(
+    folder: Path, group: TPGroup, device: str = "cpu", quantization: Quantization = "none"
+) -> Decoder:
     there = torch.device(device)
-    where = Placement(group, there, torch.float32, TorchKernels(there, torch.float32))
+    kernels = TorchKernels(there, torch.float32, quantization=quantization)
+    where = Placement(group, there, torch.float32, kernels)
     return Decoder(read_model_config(folder), where, 64)
 
 
@@ -63,6 +68,31 @@ def test_ranks_together_read_every_byte_and_each_only_its_own(
 
     per_rank = ranks(size).run(read)
     assert per_rank == [norms + (whole - norms) // size] * size
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("quantization", ["none", "int8", "fp8"])
+@pytest.mark.parametrize("checkpoint", ["tiny_checkpoint", "tied_checkpoint"])
+def test_a_rank_holds_the_bytes_that_were_planned(
+    size: int,
+    quantization: Quantization,
+    checkpoint: str,
+    ranks: Callable[[int], Any],
+    request: pytest.FixtureRequest,
+) -> None:
+    """Embedding and head included, which differ where they are one matrix; scales are left out,
+    and parts of merged biases, which are counted whole."""
+    folder = request.getfixturevalue(checkpoint)
+    linear = 4 if quantization == "none" else 1
+    precision = Precision(linear=linear, head=1 if quantization == "int8" else 4, other=4)
+
+    def held_bytes(group: TPGroup) -> int:
+        held = held_tensors(build(folder, group, quantization=quantization).shards())
+        extra = (".scale", "_proj.bias")
+        return sum(tensor.nbytes for name, tensor in held.items() if not name.endswith(extra))
+
+    planned = weight_bytes(read_model_config(folder).shape, size, precision)
+    assert ranks(size).run(held_bytes) == [planned] * size
 
 
 def test_merged_matrices_hold_the_ranks_own_heads(
@@ -144,6 +174,11 @@ def quantise(tensors: dict[str, torch.Tensor]) -> None:
     tensors["lm_head.weight"] = torch.zeros(160, 64, dtype=torch.int8)
 
 
+def pack(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    tensors["model.layers.0.mlp.up_proj.qweight"] = torch.zeros(64, 12, dtype=torch.int32)
+
+
 def add(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.layers.0.self_attn.q_norm.weight"] = torch.zeros(8)
 
@@ -157,7 +192,8 @@ def add_table(tensors: dict[str, torch.Tensor]) -> None:
     [
         (drop, r"tensor model.layers.1.self_attn.k_proj.bias is missing \(1 in all\)"),
         (reshape, r"tensor model.norm.weight has shape \[65\], config.json asks for \[64\]"),
-        (quantise, "tensor lm_head.weight is I8; quantised"),
+        (quantise, r"tensor lm_head\.weight is I8\. Quantised .*bfloat16"),
+        (pack, r"up_proj\.qweight is packed\. Quantised .*quantization: fp8"),
         (add, "q_norm.weight is not part of this model"),
     ],
 )

@@ -45,7 +45,7 @@ def test_weights_and_kv_bytes_of_the_32b(
     assert weight_bytes(R1_32B, tp) / 1e9 == pytest.approx(bf16_gb, abs=0.01)
     assert weight_bytes(R1_32B, tp, FP8) / 1e9 == pytest.approx(fp8_gb, abs=0.01)
     assert kv_bytes_per_token(R1_32B, tp) == token_bytes
-    assert kv_bytes_per_token(R1_32B, tp, kv_bytes=1) == token_bytes // 2
+    assert kv_bytes_per_token(R1_32B, tp, kv_bytes=4) == 2 * token_bytes
 
 
 def test_weights_larger_than_the_device_leave_no_room() -> None:

@@ -13,7 +13,8 @@ model = find_model("32b")
 assert model is not None
 R1_32B = model.shape
 TABLE = [
-    # device, precision, tp, ms at batch 1, 32, 128, 256; with 2,048 tokens in each request's cache
+    # device, precision, tp, ms at batch 1, 32, 128, 256; with 2,048 tokens in each request's cache;
+    # fp8: layers alone, the lm_head stays in bfloat16
     ("H100-80", "bf16", 1, (19.10, 24.2, 39.6, 60.1)),
     ("H100-80", "bf16", 2, (10.06, 13.3, 22.4, 33.9)),
     ("H100-80", "bf16", 4, (5.35, 7.6, 12.4, 18.5)),

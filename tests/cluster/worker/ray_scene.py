@@ -6,10 +6,12 @@ prints one JSON object: what was seen.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from cluster.config import EngineConfig
 from cluster.engine.async_engine import AsyncEngine, EngineDeadError
 from cluster.request import EngineRequest, RequestOutput, SamplingParams
 from cluster.text.tokenizer import Tokenizer
+from cluster.worker.gang import RankSpec
 from cluster.worker.ray_gang import RayGang, group_host
 from tests.cluster.engine import fake_rank
 
@@ -73,15 +76,39 @@ class Replica:
 
 
 def all_gone(pids: list[int]) -> bool:
-    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    return not psutil.wait_procs(processes, timeout=10)[1]
+    alive = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            alive.append(psutil.Process(pid))
+    return not psutil.wait_procs(alive, timeout=10)[1]
 
 
-def play(model: str) -> dict[str, Any]:
+def visible_gpus(directory: Path) -> list[str]:
+    """What ranks with a GPU each find in their environment; Ray only believes in the GPUs."""
+    config = EngineConfig(model_path="none", tensor_parallel_size=2, device="cuda")
+    specs = [
+        RankSpec(
+            config=config,
+            rank=rank,
+            size=2,
+            replica_address="unix:///nowhere",
+            token="",
+            directory=str(directory),
+        )
+        for rank in range(2)
+    ]
+    gang = RayGang(fake_rank.note_gpus, specs)
+    while len(gang.dead()) < len(specs):
+        time.sleep(0.05)
+    gang.kill()
+    return [(directory / f"gpus {rank}").read_text() for rank in range(2)]
+
+
+def play(model: str, directory: Path) -> dict[str, Any]:
+    seen: dict[str, Any] = {"gpus": visible_gpus(directory)}
     group = placement_group([{"CPU": cpus} for cpus in BUNDLES], strategy="STRICT_PACK")
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
     replica = ray.remote(Replica).options(num_cpus=0.1, scheduling_strategy=strategy).remote(model)
-    seen: dict[str, Any] = {}
     seen["start"] = ray.get(replica.start.remote())
     seen["tokens"] = ray.get(replica.generate.remote())
     pids = ray.get(replica.pids.remote())
@@ -101,6 +128,7 @@ def main() -> None:
     ray.init(
         address="local",
         num_cpus=sum(BUNDLES),
+        num_gpus=2,
         include_dashboard=False,
         _temp_dir=str(directory),
         object_store_memory=80 * 2**20,
@@ -108,7 +136,7 @@ def main() -> None:
         logging_level="ERROR",
     )
     try:
-        seen = play(model)
+        seen = play(model, directory)
     finally:
         ray.shutdown()
     sys.stdout.write(json.dumps(seen))

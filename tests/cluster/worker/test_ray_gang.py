@@ -36,6 +36,7 @@ def test_a_replica_and_its_ranks_live_and_die_together_on_ray() -> None:
         shutil.rmtree(directory, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["gpus"] == ["0,1", "0,1"]
     assert seen["start"] == "ready"
     assert seen["tokens"] == [FIRST_TOKEN + n for n in range(3, 23)]
     assert "rank 1 is gone" in seen["lost"]["reason"]

@@ -11,7 +11,14 @@ from cluster.device import Device
 from cluster.model.model_config import read_model_config
 from cluster.plan.deployment import Deployment
 from cluster.plan.memory import GIB
-from cluster.worker.sizing import advised, check_weights, log_memory, plan_rank, used_bytes
+from cluster.worker.sizing import (
+    advised,
+    check_weights,
+    device_spec,
+    log_memory,
+    plan_rank,
+    used_bytes,
+)
 
 
 @pytest.fixture
@@ -21,7 +28,7 @@ def device() -> Device:
 
 def planned(folder: Path, device: Device, **settings: object) -> tuple[EngineConfig, Deployment]:
     config = EngineConfig(**{"model_path": str(folder), **settings})  # type: ignore[arg-type]
-    return config, plan_rank(config, read_model_config(folder), device, 4)
+    return config, plan_rank(config, read_model_config(folder), device_spec(device), 4, False)
 
 
 def test_settings_become_a_plan_of_this_machine(tiny_checkpoint: Path, device: Device) -> None:

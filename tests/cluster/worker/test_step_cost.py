@@ -44,7 +44,7 @@ def test_of_the_first_measurements_the_shortest_counts() -> None:
     cost = StepCost()
     for taken in (0.500, 0.012, 0.040, 0.013):
         cost.observe(8, taken)
-    assert seconds(cost, 8) == [0.012]
+    assert 0.012 <= seconds(cost, 8)[0] <= 0.0132
 
 
 def test_a_size_measured_once_and_dearly_is_soon_tried_again() -> None:

@@ -1,0 +1,139 @@
+"""GrammarTrial: whether a grammar from anybody can be served, found out in a process of its own.
+
+Owns that process: it is started at the first trial, works at low priority within limits of time and
+memory, and is ended by the kernel when it exceeds them; the next trial starts another. A grammar
+that passed is compiled by every rank beside its steps, so what a trial rules out is what a rank
+must never meet: too much work, too much memory, a crash.
+
+    trial   compile | a few random answers, mask by mask | -> passed, or why not
+    frames  parent -> child: length, source      child -> parent: length, reason (empty: passed)
+"""
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from cluster.text.grammar import GrammarCompiler, GrammarError, Matcher
+from cluster.text.tokenizer import Tokenizer
+
+LIMIT_S = 2.0
+"""What one trial may take."""
+_MEMORY_BYTES = 4 * 2**30
+_NICENESS = 10
+_ANSWERS, _ANSWER_IDS = 4, 48
+_LENGTH_BYTES = 4
+
+
+class GrammarTrial:
+    """Tries grammars one at a time; safe to share between threads."""
+
+    def __init__(self, model_dir: str | Path, limit_s: float = LIMIT_S) -> None:
+        self._command = [sys.executable, "-m", __name__, str(model_dir), str(limit_s)]
+        self._limit_s = limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._busy = threading.Lock()
+
+    def run(self, source: str) -> None:
+        """Blocks for the time limit at most, and for the start of the process before the first.
+
+        Raises:
+            GrammarError: the grammar is refused. The message may quote it.
+        """
+        with self._busy:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C at a terminal is the parent's to act upon
+                )
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+            reason = self._ask(self._process, source.encode())
+        if reason:
+            raise GrammarError(reason)
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        with self._busy:
+            self._end()
+
+    def _ask(self, process: subprocess.Popen[bytes], source: bytes) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            _write(process.stdin, source)
+        answer = _read(process.stdout)
+        if answer is not None:
+            return answer.decode()
+        ended = self._end()
+        timed_out = ended == -signal.SIGALRM
+        return f"it takes more than {self._limit_s:g} s" if timed_out else "it exceeds the limits"
+
+    def _end(self) -> int | None:
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.communicate()  # closes its input, which ends it
+        return process.returncode
+
+
+def _child(model_dir: str, limit_s: float) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    compiler = GrammarCompiler(Tokenizer(model_dir))
+    while (source := _read(sys.stdin.buffer)) is not None:
+        signal.setitimer(signal.ITIMER_REAL, limit_s)  # the kernel ends this process then
+        reason = _refusal(compiler, source.decode())
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _write(sys.stdout.buffer, reason.encode())
+
+
+def _refusal(compiler: GrammarCompiler, source: str) -> str:
+    """Why a grammar cannot be served, "" if it can as far as a few answers tell."""
+    try:
+        begun = compiler.matcher(source)
+        for seed in range(_ANSWERS):
+            _answer(begun.copy(), random.Random(seed))
+    except GrammarError as error:
+        return str(error) or "it cannot be followed"
+    return ""
+
+
+def _answer(matcher: Matcher, chance: random.Random) -> None:
+    for _ in range(_ANSWER_IDS):
+        if matcher.ended:
+            return
+        matcher.push(_some_id(matcher.mask(), chance))
+
+
+def _some_id(mask: bytes, chance: random.Random) -> int:
+    """An id that may follow: the lowest at or behind a random place."""
+    place = chance.randrange(len(mask))
+    behind = mask[place:].lstrip(b"\0")
+    if not behind:
+        behind, place = mask.lstrip(b"\0"), 0
+    if not behind:
+        raise GrammarError("no id may follow")
+    at = len(mask) - len(behind)
+    return at * 8 + (behind[0] & -behind[0]).bit_length() - 1
+
+
+def _write(pipe: IO[bytes], message: bytes) -> None:
+    pipe.write(len(message).to_bytes(_LENGTH_BYTES, "big") + message)
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes]) -> bytes | None:
+    """The next message; None at the end."""
+    head = pipe.read(_LENGTH_BYTES)
+    return pipe.read(int.from_bytes(head, "big")) if len(head) == _LENGTH_BYTES else None
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1], float(sys.argv[2]))

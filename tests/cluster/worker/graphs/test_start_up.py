@@ -1,0 +1,59 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.attention.selection import select_attention
+from cluster.device import Device
+from cluster.model.tp_group import TPGroup
+from cluster.request import SamplingParams
+from cluster.worker import worker as worker_module
+from tests.cluster.worker.graphs.recording import DeviceAttention, FakeRecorder
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=60)
+
+
+@pytest.fixture
+def recording_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that takes itself for a device with graphs."""
+    monkeypatch.setattr(Device, "supports_graphs", True)
+    monkeypatch.setattr(TPGroup, "capture_ok", True)
+    monkeypatch.setattr(Device, "graph_recorder", lambda self: FakeRecorder())
+    monkeypatch.setattr(
+        worker_module, "select_attention", lambda *args: DeviceAttention(select_attention(*args))
+    )
+
+
+@pytest.mark.usefixtures("recording_cpu")
+def test_a_worker_records_its_sizes_shows_how_far_it_is_and_replays(
+    tiny_checkpoint: Path,
+    make_driver: Callable[..., Any],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        driver = make_driver(tiny_checkpoint, kernels="torch", max_num_seqs=4, load_progress=True)
+    assert "CUDA graphs of 1, 2, 4 rows" in caplog.text
+    assert "recording CUDA graphs" in capfd.readouterr().err
+    driver.start(0, [5, 6, 7], GREEDY)
+    for _ in range(5):
+        driver.step()
+    assert driver.workers[0]._runner._graphs.replayed == 4
+
+
+@pytest.mark.usefixtures("recording_cpu")
+def test_the_cache_is_sized_for_what_recorded_steps_leave(
+    tiny_checkpoint: Path, make_driver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_driver(tiny_checkpoint, kernels="torch").workers[0]
+    plain = make_driver(tiny_checkpoint, kernels="torch", cuda_graph_sizes=[]).workers[0]
+    monkeypatch.setattr(Device, "total_memory", lambda self: 1 << 30)
+    monkeypatch.setattr(Device, "free_memory", lambda self: 1 << 29)
+    monkeypatch.setattr(worker_module, "graph_bytes", lambda make, sizes, device: 4321)
+    assert plain._cuda_room() - worker._cuda_room() == 4321
+
+
+def test_a_cpu_records_nothing(tiny_checkpoint: Path, make_driver: Callable[..., Any]) -> None:
+    assert make_driver(tiny_checkpoint).workers[0]._runner._graphs is None

@@ -1,0 +1,14 @@
+"""The model in bfloat16 over batch sizes."""
+
+from typing import Any
+
+import torch
+
+from cluster.plan.memory import BF16
+from tests.gpu.bench import Bench
+from tests.gpu.sweep import sweep
+
+
+@torch.inference_mode()
+def run(bench: Bench) -> dict[str, Any]:
+    return sweep(bench, bench.started(dtype="bfloat16"), BF16)
