@@ -13,6 +13,7 @@ from serve_app.autoscaling import autoscaling_config
 from serve_app.config import ServeConfig
 from serve_app.ingress import Ingress
 from serve_app.model_deployment import ModelDeployment
+from serve_app.preflight import check_redis_url
 
 # Serve must never be the queue: what admission grants has to reach a replica at once.
 _MAX_ONGOING_REQUESTS = 4096
@@ -66,6 +67,7 @@ def build(args: dict[str, str]) -> serve.Application:
     """
     config = ServeConfig.load(Path(args["config"]))
     config.require_redis()
+    check_redis_url(config.admission.redis_url or "")
     return build_app(config)
 
 

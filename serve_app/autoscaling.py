@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
-    from serve_app.config import ScalingSection
+    from serve_app.sections import ScalingSection
 
 POLICY_PATH = "serve_app.autoscaling:BacklogPolicy"
 METRICS_INTERVAL_S = 1.0

@@ -149,7 +149,8 @@ def _show(rows: Iterable[dict[str, Any]], title: str, json: bool) -> None:
 def _cells(row: dict[str, Any]) -> Iterable[tuple[str, str, str, str]]:
     """A row's figures, each under its unit."""
     units = {"tokens_per_s": "tokens/s", "ms": "ms", "mb": "MB", "seconds": "s", "start_s": "s"}
-    about = [f"{name} {row[name]}" for name in ("batch", "length", "prompt_len") if name in row]
+    known = ("batch", "length", "prompt_len", "rank", "planned_mb")
+    about = [f"{name.replace('_', ' ')} {row[name]}" for name in known if name in row]
     for name, unit in units.items():
         if name in row:
             label = "start of the process" if name == "start_s" else str(row["kind"])

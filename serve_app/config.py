@@ -1,10 +1,11 @@
-"""ServeConfig: every setting of the service around the engine.
+"""ServeConfig: the settings of the service around the engine, from wherever they come.
 
-Owns the YAML file's schema and the environment: nothing else in the project reads either. Values
-come from, strongest first: command-line options, `DEEPREQUEST_*` variables
-(`DEEPREQUEST_HTTP__PORT`; `DEEPREQUEST_PORT`, `DEEPREQUEST_STATE_DIR` and `DEEPREQUEST_REDIS_URL`
-for short), the YAML file, the defaults here. An empty variable counts as unset. Unknown keys are
-errors. Knows no Ray and no Redis.
+Owns the YAML file and the environment: no other module reads either (but the compiled
+kernels read `DEEPREQUEST_CPU_INSTRUCTIONS`). Values come from, strongest first: command-line
+options, `DEEPREQUEST_*` variables (`DEEPREQUEST_HTTP__PORT`; `DEEPREQUEST_PORT`,
+`DEEPREQUEST_STATE_DIR`, `DEEPREQUEST_REDIS_URL` and `DEEPREQUEST_LEDGER_URL` for short), the YAML
+file, the defaults in sections.py. An empty variable counts as unset. Unknown keys are errors. Knows
+no Ray and no Redis.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +22,17 @@ from pydantic_settings import (
 )
 
 from cluster.config import EngineConfig
+from serve_app.sections import (
+    AdmissionSection,
+    DeltaSection,
+    DeploymentSection,
+    HttpSection,
+    IdempotencySection,
+    LedgerSection,
+    ModelSection,
+    ScalingSection,
+    Section,
+)
 
 DEFAULT_STATE_DIR = Path(".deeprequest")
 
@@ -29,87 +41,11 @@ class ConfigError(ValueError):
     """A setting is missing, unknown or out of bounds; the message names it and the remedy."""
 
 
-class Section(BaseModel):
-    """A part of the configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(Section):
-    """The model as clients see it."""
-
-    id: str = "deepseek-r1-32b"
-    """The id clients ask for."""
-    path: str
-    """Folder with config.json, tokenizer.json and safetensors files; relative to the YAML file."""
-    name: str | None = None
-    """What really answers, when it is not the model of that id: shown as x-deeprequest-model."""
-
-
-class HttpSection(Section):
-    """The public HTTP side."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65535)
-    max_body_bytes: int = Field(4 * 2**20, ge=1024)
-    keep_alive_s: float = Field(15.0, gt=0)
-    """Seconds of silence after which a stream gets an SSE comment."""
-    default_timeout_s: float = Field(600.0, gt=0)
-    """A request older than this ends with an error."""
-
-
-class AdmissionSection(Section):
-    """Keys, limits and the queue (in Redis)."""
-
-    redis_url: str | None = None
-    """None: a private redis-server is started in the state directory (`deeprequest serve` only)."""
-    pool: str = "main"
-    pepper_file: str | None = None
-    """File with the secret that keys are hashed with; None: `<state-dir>/pepper`. This path and the
-    next are relative to the YAML file."""
-    keys_file: str | None = None
-    """File that keys and tenants are kept in; None: `<state-dir>/keys.json`."""
-    lease_s: float = Field(10.0, gt=0.5)
-    max_queued: int = Field(1024, ge=0)
-    queue_timeout_s: float = Field(60.0, gt=0)
-
-
-class DeltaSection(Section):
-    """The token stream from model replicas back to an ingress."""
-
-    host: str | None = None
-    """Address an ingress listens on for its replicas; None: its node's address."""
-    min_port: int = Field(20100, ge=1024, le=65535)
-    max_port: int = Field(20199, ge=1024, le=65535)
-
-
-class ScalingSection(Section):
-    """How many model replicas run, and when that changes."""
-
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(1, ge=1)
-    target_backlog_s: float = Field(10.0, gt=0)
-    """Seconds of work per replica above which another replica is asked for."""
-    upscale_delay_s: float = Field(10.0, ge=0)
-    downscale_delay_s: float = Field(300.0, ge=0)
-
-
-class DeploymentSection(Section):
-    """How Ray Serve places the parts. CPU figures are Ray's logical CPUs."""
-
-    ingress_replicas: int = Field(1, ge=1)
-    ingress_cpus: float = Field(1.0, ge=0)
-    replica_cpus: float = Field(1.0, ge=0)
-    rank_cpus: float = Field(1.0, ge=0)
-    placement_strategy: str = "STRICT_PACK"
-    drain_timeout_s: float = Field(1200.0, ge=0)
-    """How long a replica that is asked to leave may finish its streams."""
-
-
 class ServiceState(Section):
     """Where a service keeps its state: all that the commands beside `serve` need to know."""
 
     admission: AdmissionSection = AdmissionSection()
+    ledger: LedgerSection = LedgerSection()
     state_dir: Path = DEFAULT_STATE_DIR
 
     @property
@@ -119,10 +55,20 @@ class ServiceState(Section):
         return Path(given) if given else self.state_dir / "pepper"
 
     @property
-    def keys_path(self) -> Path:
-        """The file that keys and tenants are kept in."""
-        given = self.admission.keys_file
-        return Path(given) if given else self.state_dir / "keys.json"
+    def journal_dir(self) -> Path | None:
+        """Where requests served without Redis are kept until it has heard of them."""
+        return self.state_dir / "journal" if self.admission.on_outage == "degraded" else None
+
+    @property
+    def tenants_path(self) -> Path:
+        """The file that tenants and keys are kept in."""
+        given = self.admission.tenants_file
+        return Path(given) if given else self.state_dir / "tenants.yaml"
+
+    @property
+    def ledger_url(self) -> str:
+        """The database of a service on this machine."""
+        return self.ledger.url or f"sqlite:///{self.state_dir}/ledger.db"
 
 
 class ServeConfig(ServiceState):
@@ -132,6 +78,7 @@ class ServeConfig(ServiceState):
     engine: dict[str, Any] = {}
     """Settings of `cluster.config.EngineConfig`, model_path excepted."""
     http: HttpSection = HttpSection()
+    idempotency: IdempotencySection = IdempotencySection()
     deltas: DeltaSection = DeltaSection()
     scaling: ScalingSection = ScalingSection()
     deployment: DeploymentSection = DeploymentSection()
@@ -169,7 +116,7 @@ class ServeConfig(ServiceState):
         admission = self.admission
         files = {
             name: str((base / file).resolve())
-            for name in ("pepper_file", "keys_file")
+            for name in ("pepper_file", "tenants_file")
             if (file := getattr(admission, name))
         }
         redis_url = {"redis_url": short.redis_url or admission.redis_url}
@@ -178,6 +125,7 @@ class ServeConfig(ServiceState):
                 "http": HttpSection(**(self.http.model_dump() | given)),
                 "model": self.model.model_copy(update={"path": str(model_path)}),
                 "admission": admission.model_copy(update=files | redis_url),
+                "ledger": LedgerSection(url=short.ledger_url or self.ledger.url),
                 "state_dir": state_dir(options.get("state_dir"), self.state_dir),
             }
         )
@@ -222,6 +170,7 @@ class ShortEnvironment(BaseSettings):
     port: int | None = Field(None, ge=1, le=65535, validation_alias="DEEPREQUEST_PORT")
     state_dir: Path | None = Field(None, validation_alias="DEEPREQUEST_STATE_DIR")
     redis_url: str | None = Field(None, validation_alias="DEEPREQUEST_REDIS_URL")
+    ledger_url: str | None = Field(None, validation_alias="DEEPREQUEST_LEDGER_URL")
 
 
 def short_environment() -> ShortEnvironment:
@@ -245,8 +194,12 @@ def service_state(config: Path | None = None, option: Path | None = None) -> Ser
     """
     if config is not None:
         return ServeConfig.load(config, state_dir=option)
-    admission = AdmissionSection(redis_url=short_environment().redis_url)
-    return ServiceState(admission=admission, state_dir=state_dir(option))
+    short = short_environment()
+    return ServiceState(
+        admission=AdmissionSection(redis_url=short.redis_url),
+        ledger=LedgerSection(url=short.ledger_url),
+        state_dir=state_dir(option),
+    )
 
 
 def engine_config(values: dict[str, Any], model_path: str) -> EngineConfig:

@@ -15,8 +15,19 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, Response
 
 from serve_app.http_errors import error_response
+from serve_app.openai.completion_reference import (
+    completion_request_body,
+    completion_responses,
+    completion_schemas,
+)
 from serve_app.openai.errors import unknown_url
-from serve_app.openai.reference import chat_request_body, chat_responses, schemas
+from serve_app.openai.header_reference import REQUEST_HEADERS
+from serve_app.openai.reference import (
+    chat_request_body,
+    chat_responses,
+    schemas,
+)
+from serve_app.openai.token_reference import token_schemas
 
 _WEB = Path(__file__).parent / "web"
 _MEDIA_TYPES = {"js": "text/javascript", "css": "text/css"}
@@ -55,10 +66,29 @@ def chat_route(model: str) -> dict[str, Any]:
         "operation_id": "createChatCompletion",
         "tags": ["Chat"],
         "responses": chat_responses(),
-        "openapi_extra": {
-            "requestBody": chat_request_body(model),
-            "security": [{"ApiKey": []}],
-        },
+        "openapi_extra": _posted_once(chat_request_body(model)),
+    }
+
+
+def completion_route(model: str) -> dict[str, Any]:
+    """As `chat_route`, of the route for raw prompts."""
+    return {
+        "summary": "Create a completion of a raw prompt",
+        "description": "Goes on with text or token ids as they are: no chat template, no thoughts "
+        "apart; all that is generated is text. With echo and logprobs it tells how likely each "
+        "token of the prompt is. The cancel route of chats ends such requests too.",
+        "operation_id": "createCompletion",
+        "tags": ["Completions"],
+        "responses": completion_responses(),
+        "openapi_extra": _posted_once(completion_request_body(model)),
+    }
+
+
+def _posted_once(body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "parameters": REQUEST_HEADERS,
+        "requestBody": body,
+        "security": [{"ApiKey": []}],
     }
 
 
@@ -113,10 +143,16 @@ def _document(app: FastAPI) -> dict[str, Any]:
     generated = components.get("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         generated.pop(name, None)
-    components["schemas"] = {**generated, **schemas()}
+    components["schemas"] = {
+        **generated,
+        **schemas(),
+        **completion_schemas(),
+        **token_schemas(),
+    }
     components.setdefault("securitySchemes", {})["ApiKey"] = _SECURITY_SCHEME
     for operations in document["paths"].values():
         for operation in operations.values():
-            # FastAPI announces its own 422 where this service answers 400.
-            operation["responses"].pop("422", None)
+            # FastAPI announces its own 422 where this service answers 400; ours stays.
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
     return document

@@ -17,23 +17,31 @@ SEED_ALGORITHM = 1
 _SAMPLED_BYTES = 2**20
 
 
-def system_fingerprint(config: EngineConfig, kernels: Iterable[str] = ()) -> str:
-    """`fp_` and 12 hexadecimal digits; equal on all ingresses with equal files and settings.
+class Fingerprint:
+    """Of one configuration and its checkpoint; equal on all ingresses that have equal ones."""
 
-    Args:
-        kernels: what the replicas report of who computes, in any order and number.
+    def __init__(self, config: EngineConfig, *, closing_words: str = "") -> None:
+        """`closing_words`: what thoughts that are closed by force end with.
 
-    Raises:
-        OSError: the checkpoint cannot be read.
-    """
-    digest = hashlib.sha256()
-    folder = Path(config.model_path)
-    settings = msgspec.structs.replace(config, model_path="")
-    digest.update(msgspec.json.encode((settings, SEED_ALGORITHM, sorted(set(kernels)))))
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
-        digest.update(_ends(path))
-    return f"fp_{digest.hexdigest()[:12]}"
+        Raises:
+            OSError: the checkpoint cannot be read.
+        """
+        self._digest = hashlib.sha256()
+        folder = Path(config.model_path)
+        settings = msgspec.structs.replace(config, model_path="")
+        self._digest.update(msgspec.json.encode((settings, SEED_ALGORITHM, closing_words)))
+        for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+            self._digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+            self._digest.update(_ends(path))
+
+    def name(self, kernels: Iterable[str] = ()) -> str:
+        """`fp_` and 12 hexadecimal digits.
+
+        `kernels`: what the replicas report of who computes, in any order and number.
+        """
+        digest = self._digest.copy()
+        digest.update(msgspec.json.encode(sorted(set(kernels))))
+        return f"fp_{digest.hexdigest()[:12]}"
 
 
 def _ends(path: Path) -> bytes:

@@ -54,7 +54,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 def _by_status(status: int, headers: dict[str, str], request: Request) -> ApiError:
     if status == 404:
-        return errors.unknown_url()
+        return _unknown(request.url.path)
     if status == 405:
         return errors.method_not_allowed({"allow": _allowed(request)})
     if status == 401:
@@ -65,6 +65,10 @@ def _by_status(status: int, headers: dict[str, str], request: Request) -> ApiErr
         error = errors.internal_error(_request_id(request))
         return ApiError(status, error.message, type=error.type, code=error.code, headers=headers)
     return ApiError(status, "The request is not valid.", headers=headers)
+
+
+def _unknown(path: str) -> ApiError:
+    return errors.no_responses_api() if path.startswith("/v1/responses") else errors.unknown_url()
 
 
 def _allowed(request: Request) -> str:

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from serve_app.openai.errors import envelope, no_replica
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PORTS_PER_INSTANCE = 100
+_FAREWELL_S = 15.0
 _LOGICAL_CPUS = 64
 """Placement on one machine is not limited by cores: ranks and replicas declare small shares."""
 
@@ -81,7 +83,10 @@ class LocalCluster:
             return
         import ray
 
-        ray.shutdown()
+        # Ray says good-bye to its processes one by one and may wait for one that never answers.
+        farewell = threading.Thread(target=ray.shutdown, daemon=True)
+        farewell.start()
+        farewell.join(_FAREWELL_S)
         children = psutil.Process().children(recursive=True)
         for child in children:
             _quietly(child.terminate)

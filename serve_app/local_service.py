@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -25,10 +24,15 @@ from cluster.worker.gang import RankMain
 from serve_app import preflight
 from serve_app.config import ServeConfig
 from serve_app.local_cluster import LocalCluster, PortTakenError
-from serve_app.status import publish_keys, read_status
-from serve_app.tenancy.keys import KeyFile, KeyFileError, digest_of, load_pepper
+from serve_app.sections import LedgerSection
+from serve_app.status import publish_keys, status_if_known
+from serve_app.stop_signals import StopSignals
+from serve_app.tenancy.key_file import KeyFile, KeyFileError
 from serve_app.tenancy.redis_server import RedisServer, RedisServerError, redis_for
+from serve_app.tenancy.redis_url import read_url
 from serve_app.tenancy.refusals import Refusal, StoreUnavailable
+from serve_app.tenancy.secret import PepperError, digest_of, load_pepper
+from serve_app.tenancy.store import StoreError
 
 DEMO_TENANT = "demo"
 _POLL_S = 0.5
@@ -49,21 +53,27 @@ def run(config: ServeConfig, rank_main: RankMain = model_rank) -> None:
     Raises:
         LocalServiceError: something needed is missing, taken or broken.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
     service = LocalService(config, rank_main)
+    service.signals.install()
     try:
         with _sole_owner(config.state_dir):
             try:
-                service.start()
+                with service.signals.interrupting():
+                    service.start()
                 service.watch()
             except KeyboardInterrupt:
-                service.say("stopping …")
+                pass
             finally:
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN)
+                service.signals.ignore()
+                service.say("stopping …")
                 service.stop()
-    except (PortTakenError, RedisServerError, KeyFileError, StoreUnavailable) as error:
+    except (PortTakenError, RedisServerError, KeyFileError, PepperError) as error:
         raise LocalServiceError(str(error)) from None
+    except (StoreUnavailable, StoreError) as error:
+        reason = error.reason if isinstance(error, StoreUnavailable) else str(error)
+        raise LocalServiceError(
+            f"Redis does not serve: {reason}; check admission.redis_url (DEEPREQUEST_REDIS_URL)"
+        ) from None
     service.say("stopped; nothing was left running")
 
 
@@ -78,6 +88,7 @@ class LocalService:
         self._cluster = LocalCluster(config.http.host, config.http.port)
         self._redis: RedisServer | None = None
         self._redis_url = ""
+        self.signals = StopSignals()
 
     def say(self, text: str) -> None:
         """One line, with the seconds since the start."""
@@ -96,9 +107,9 @@ class LocalService:
             config.admission.redis_url, config.state_dir / "redis"
         )
         secret = self._demo_key()
-        self.say(f"Redis is up ({'private' if self._redis else self._redis_url})")
+        self.say(f"Redis is up ({'private' if self._redis else read_url(self._redis_url).shown()})")
         self._cluster.start()
-        signal.signal(signal.SIGTERM, _interrupt)
+        self.signals.install()
         ranks = config.engine_config().tensor_parallel_size
         self.say(f"Ray and Serve are up; starting the ingress and {ranks} tensor-parallel rank(s)")
         self._deploy()
@@ -106,36 +117,40 @@ class LocalService:
         self._console.print(self._how_to_use(secret), markup=False)
 
     def watch(self) -> None:
-        """Look after Redis and tell changes of the replicas' states, until interrupted."""
+        """Look after Redis and tell changes of the replicas' states, until asked to stop."""
         shown: dict[str, str] = {}
-        while True:
+        answered = True
+        while not self.signals.asked:
             time.sleep(_POLL_S)
             if self._redis is not None and self._redis.ensure():
                 self.say("Redis had died; it runs again with its data")
-            with contextlib.suppress(StoreUnavailable):
-                replicas = self._states()
-                for replica in replicas.keys() | shown.keys():
-                    state = replicas.get(replica, "gone")
-                    if shown and shown.get(replica) != state:
-                        self.say(f"replica {replica} is {state}")
+            replicas = self._states()
+            if answered != (replicas is not None):
+                answered = not answered
+                self.say("Redis answers again" if answered else "Redis does not answer")
+            if replicas is not None:
+                self._tell_changes(shown, replicas)
                 shown = replicas
+
+    def _tell_changes(self, shown: dict[str, str], replicas: dict[str, str]) -> None:
+        for replica in replicas.keys() | shown.keys():
+            state = replicas.get(replica, "gone")
+            if shown and shown.get(replica) != state:
+                self.say(f"replica {replica} is {state}")
 
     def stop(self) -> None:
         """End everything that was started; safe at any moment.
 
         The ranks go first: each request that runs then ends with an error, not in silence.
         """
-        with contextlib.suppress(StoreUnavailable):
-            self._end_ranks()
+        self._end_ranks()
         self._cluster.stop()
         if self._redis is not None:
             self._redis.stop()
 
     def _end_ranks(self) -> None:
-        if not self._redis_url:
-            return
-        found = self._status()
-        if not found["queue"]["running"]:
+        found = self._status() if self._redis_url else None
+        if found is None or not found["queue"]["running"]:
             return
         mine = {child.pid for child in psutil.Process().children(recursive=True)}
         ranks = [rank["pid"] for replica in found["replicas"] for rank in replica["ranks"]]
@@ -148,7 +163,7 @@ class LocalService:
         """The secret of the demo key, made at the first start; the book goes to Redis."""
         state_dir = self._config.state_dir
         pepper = load_pepper(self._config.pepper_path)
-        key_file = KeyFile(self._config.keys_path, pepper)
+        key_file = KeyFile(self._config.tenants_path, pepper, by="deeprequest serve")
         secret_file = state_dir / "demo-key"
         secret = secret_file.read_text().strip() if secret_file.exists() else ""
         if not _is_active(secret, key_file, pepper):
@@ -165,7 +180,9 @@ class LocalService:
 
         admission = self._config.admission.model_copy(update={"redis_url": self._redis_url})
         deltas = self._config.deltas.model_copy(update={"host": "127.0.0.1"})
-        config = self._config.model_copy(update={"admission": admission, "deltas": deltas})
+        ledger = LedgerSection(url=self._config.ledger_url)
+        changes = {"admission": admission, "deltas": deltas, "ledger": ledger}
+        config = self._config.model_copy(update=changes)
         try:
             with self._progress_told():
                 serve.run(build_app(config, self._rank_main), name="deeprequest", route_prefix="/")
@@ -181,11 +198,11 @@ class LocalService:
         def tell() -> None:
             told = ""
             while not done.wait(_POLL_S):
-                with contextlib.suppress(StoreUnavailable):
-                    for replica in self._status()["replicas"]:
-                        if replica["progress"] not in ("", told):
-                            told = replica["progress"]
-                            self.say(f"replica {replica['id']}: {told}")
+                found = self._status()
+                for replica in found["replicas"] if found else ():
+                    if replica["progress"] not in ("", told):
+                        told = replica["progress"]
+                        self.say(f"replica {replica['id']}: {told}")
 
         teller = threading.Thread(target=tell, daemon=True)
         teller.start()
@@ -196,19 +213,21 @@ class LocalService:
             teller.join()
 
     def _await_ready(self) -> None:
+        """Clients may be served already: an outage of Redis is waited out, as in `watch`."""
         deadline = time.monotonic() + _READY_TIMEOUT_S
-        while "ready" not in self._states().values():
+        while "ready" not in (self._states() or {}).values():
             if time.monotonic() > deadline:
                 raise LocalServiceError(
                     f"no replica became ready; logs are in {self._cluster.log_directory}"
                 )
             time.sleep(0.1)
 
-    def _status(self) -> dict[str, Any]:
-        return asyncio.run(read_status(self._redis_url, self._config.admission.pool))
+    def _status(self) -> dict[str, Any] | None:
+        return asyncio.run(status_if_known(self._redis_url, self._config.admission.pool))
 
-    def _states(self) -> dict[str, str]:
-        return {replica["id"]: replica["state"] for replica in self._status()["replicas"]}
+    def _states(self) -> dict[str, str] | None:
+        found = self._status()
+        return found and {replica["id"]: replica["state"] for replica in found["replicas"]}
 
     def _how_to_use(self, secret: str) -> str:
         http = self._config.http
@@ -263,7 +282,3 @@ def _sole_owner(state_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -39,22 +39,39 @@ class ReplicaLoad(Protocol):
 
 
 class ClusterLoad(Protocol):
-    """The replicas and the queue at one instant."""
+    """The replicas, the queue and the ledger's way into the database at one instant."""
 
     @property
     def replicas(self) -> Sequence[ReplicaLoad]: ...
     @property
     def queued(self) -> int: ...
+    @property
+    def ledger_waiting(self) -> int: ...
+    @property
+    def ledger_dropped(self) -> int: ...
+
+
+class DoorLoad(Protocol):
+    """How an ingress lets requests in."""
+
+    @property
+    def degraded(self) -> bool: ...
+    @property
+    def admitted_alone(self) -> int: ...
+    @property
+    def journal_bytes(self) -> int: ...
 
 
 class Metrics:
     """The metrics of one ingress, together with the load of all replicas it knows of."""
 
-    def __init__(self, ingress: str) -> None:
+    def __init__(self, ingress: str, door: DoorLoad | None = None) -> None:
         self._ingress = ingress
         self._registry = CollectorRegistry()
         self._cluster = _ClusterCollector()
         self._registry.register(self._cluster)
+        if door is not None:
+            self._registry.register(_DoorCollector(ingress, door))
         self._requests = Counter(
             "deeprequest_requests",
             "Chat requests by the HTTP status of their answer; 499: the client hung up.",
@@ -129,6 +146,34 @@ class Histogram(Collector):
         yield family
 
 
+class _DoorCollector(Collector):
+    """What an ingress does while Redis is away."""
+
+    def __init__(self, ingress: str, door: DoorLoad) -> None:
+        self._ingress, self._door = ingress, door
+
+    def collect(self) -> Iterable[Metric]:
+        degraded = GaugeMetricFamily(
+            "deeprequest_admission_degraded",
+            "Whether requests are let in without Redis, 0 or 1.",
+            labels=("ingress",),
+        )
+        degraded.add_metric([self._ingress], self._door.degraded)
+        yield degraded
+        alone = CounterMetricFamily(
+            "deeprequest_admitted_alone", "Requests let in without Redis.", labels=("ingress",)
+        )
+        alone.add_metric([self._ingress], self._door.admitted_alone)
+        yield alone
+        unheard = GaugeMetricFamily(
+            "deeprequest_journal_bytes",
+            "Settled requests on disk that Redis has not heard of.",
+            labels=("ingress",),
+        )
+        unheard.add_metric([self._ingress], self._door.journal_bytes)
+        yield unheard
+
+
 class _ClusterCollector(Collector):
     """Gauges and counters that the replicas keep themselves."""
 
@@ -148,6 +193,16 @@ class _ClusterCollector(Collector):
             "deeprequest_queue_length",
             "Requests waiting in the admission queue.",
             value=self.load.queued,
+        )
+        yield GaugeMetricFamily(
+            "deeprequest_ledger_entries_waiting",
+            "Ledger entries in Redis that are not in the database yet.",
+            value=self.load.ledger_waiting,
+        )
+        yield CounterMetricFamily(
+            "deeprequest_ledger_entries_dropped",
+            "Ledger entries dropped by Redis before they were in the database.",
+            value=self.load.ledger_dropped,
         )
         yield GaugeMetricFamily(
             "deeprequest_replicas_ready",

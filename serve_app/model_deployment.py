@@ -33,11 +33,18 @@ _STOP_S = 2.0
 
 
 class _Running:
-    """A request in this replica: where its deltas go, and what its unary call waits for."""
+    """A submission in this replica: where its deltas go, and what its unary call waits for."""
 
-    def __init__(self, address: DeltaAddress) -> None:
+    def __init__(self, address: DeltaAddress, choices: int) -> None:
         self.address = address
+        self.unfinished = choices
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finish_one(self) -> None:
+        """One of its choices ended."""
+        self.unfinished -= 1
+        if not self.unfinished and not self.done.done():
+            self.done.set_result(None)
 
 
 class ModelDeployment:
@@ -77,25 +84,25 @@ class ModelDeployment:
         self._tasks.append(asyncio.create_task(self._leave_when_dead()))
 
     async def submit(self, submission: bytes) -> None:
-        """Run one encoded Submission to its end; cancelling the call aborts it.
+        """Run one encoded Submission to its end; cancelling the call aborts all of it.
 
         Raises:
             EngineDeadError: the gang is gone; the replica is about to leave.
             OSError: the ingress that waits for the deltas cannot be reached.
         """
         submitted = Submission.decode(submission)
-        request_id = submitted.request.request_id
         await self._links.connect(submitted.address)
-        running = self._running[request_id] = _Running(submitted.address)
+        running = _Running(submitted.address, len(submitted.requests))
         try:
-            self._engine.submit(submitted.request)
-            self._links.send(submitted.address, [accepted(request_id)])
+            for request in submitted.requests:
+                self._running[request.request_id] = running
+                self._engine.submit(request)
+            self._links.send(submitted.address, [accepted(submitted.requests[0].request_id)])
             await running.done
-        except asyncio.CancelledError:
-            self._engine.abort(request_id)
-            raise
         finally:
-            self._running.pop(request_id, None)
+            for request in submitted.requests:
+                self._engine.abort(request.request_id)
+                self._running.pop(request.request_id, None)
 
     async def check_health(self) -> None:
         """Raises EngineDeadError when a rank, or the step loop, is gone or stuck."""
@@ -127,8 +134,8 @@ class ModelDeployment:
             if running is None:
                 continue
             frames[running.address].append(output)
-            if output.finish_reason is not None and not running.done.done():
-                running.done.set_result(None)
+            if output.finish_reason is not None:
+                running.finish_one()
         for address, frame in frames.items():
             self._links.send(address, frame)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NOT_KNOWN, DOES_NOT_FIT = 1, 2
 NUMBERS = ("bf16", "fp8", "int8", "fp32")
+KV_NUMBERS = ("bf16", "fp32")
 SETTINGS = (
     *("device", "tensor_parallel_size", "dtype", "kv_dtype", "max_model_len"),
     *("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs"),
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         help="ranks, one a GPU",
     )
     add("--dtype", choices=NUMBERS, help="of the weights; bf16 unless told")
-    add("--kv-dtype", choices=NUMBERS, help="of keys and values; that of what is not quantised")
+    add("--kv-dtype", choices=KV_NUMBERS, help="of what is not quantised, keys and values among it")
     add("--max-model-len", type=_count, help="the context wanted")
     add("--max-num-seqs", type=_count, help="requests in a step at most; 64 unless told")
     add("--length", type=_count, action="append", help="tokens of a request, for concurrency")
@@ -134,6 +135,9 @@ def _deployment(settings: dict[str, Any], figures: dict[str, float]) -> tuple[st
 
     name, shape, max_position = _model(settings.get("model", "deepseek-r1-32b"))
     tp, precision = settings.get("tensor_parallel_size", 1), _precision(settings)
+    device = _device(settings.get("device", "H100-80"), figures)
+    if device.is_cpu and settings.get("dtype") == "fp8":
+        raise ValueError("fp8 pays on GPUs alone; on a CPU use --dtype int8")
     cache = settings.get("kv_cache_gib")
     cache_bytes = None if cache is None else int(cache * GIB)
     block_size = settings.get("block_size", 16)
@@ -143,7 +147,7 @@ def _deployment(settings: dict[str, Any], figures: dict[str, float]) -> tuple[st
     return name, Deployment(
         shape=shape,
         max_position=max_position,
-        device=_device(settings.get("device", "H100-80"), figures),
+        device=device,
         tp=tp,
         precision=precision,
         max_model_len=settings.get("max_model_len"),
@@ -160,11 +164,10 @@ def _precision(settings: dict[str, Any]) -> "Precision":
     from cluster.plan.memory import PRECISIONS
 
     precision = PRECISIONS[settings.get("dtype", "bf16")]
-    kv = settings.get("kv_dtype")
-    if kv is None:
+    if "kv_dtype" not in settings:
         return precision
-    wide = {"fp32": 4, "bf16": 2}
-    return replace(precision, kv=wide.get(kv, 1), other=max(precision.other, wide.get(kv, 2)))
+    wide = PRECISIONS[settings["kv_dtype"]].kv
+    return replace(precision, kv=wide, other=wide)
 
 
 def _model(name: str) -> tuple[str, "ModelShape", int]:

@@ -12,10 +12,13 @@ from cluster.plan.memory import check_tensor_parallel_size
 from cluster.text.template import ChatTemplate
 from cluster.text.tokenizer import Tokenizer
 from serve_app.config import ConfigError, ServeConfig
+from serve_app.tenancy.redis_url import RedisUrlError, read_url
 
 
 def check(config: ServeConfig) -> None:
     """Raises ConfigError for the first thing that cannot work."""
+    if config.admission.redis_url is not None:
+        check_redis_url(config.admission.redis_url)
     folder = Path(config.model.path)
     engine = config.engine_config()
     try:
@@ -32,3 +35,11 @@ def check(config: ServeConfig) -> None:
             f"engine.max_model_len {longest} is more than the {model.max_position} "
             "tokens this model was made for"
         )
+
+
+def check_redis_url(url: str) -> None:
+    """Raises ConfigError when nothing can be reached under it."""
+    try:
+        read_url(url)
+    except RedisUrlError as error:
+        raise ConfigError(str(error)) from None

@@ -9,16 +9,24 @@ from serve_app.tenancy.refusals import (
     CostAboveBurst,
     NoReplica,
     Overloaded,
+    QuotaExhausted,
     RateLimited,
     Refusal,
+    Stopped,
     StoreUnavailable,
     Unauthorized,
 )
+from serve_app.tenancy.replies import NameReused, ReplyNotKept, StillRunning
 
 _STATUS: dict[type[Refusal], tuple[int, str]] = {
     CostAboveBurst: (400, INVALID_REQUEST),
     RateLimited: (429, "rate_limit_error"),
+    QuotaExhausted: (429, "insufficient_quota"),
     Overloaded: (429, "overloaded_error"),
+    Stopped: (409, INVALID_REQUEST),
+    StillRunning: (409, INVALID_REQUEST),
+    ReplyNotKept: (409, INVALID_REQUEST),
+    NameReused: (422, INVALID_REQUEST),
     NoReplica: (503, "service_unavailable"),
     StoreUnavailable: (503, "service_unavailable"),
 }

@@ -5,46 +5,64 @@ before it reads a body; the public ones are listed in PUBLIC_PATHS. What a route
 Runs under Ray Serve and under any ASGI server alike.
 """
 
-import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
-from serve_app.chat_run import CLIENT_LEFT
+from serve_app.admin.routes import admin_routes
+from serve_app.answering import Answering, Asked
 from serve_app.chat_service import ChatService
+from serve_app.completion_service import CompletionService
+from serve_app.desk import Desk
 from serve_app.docs import PUBLIC_PATHS as DOCS_PATHS
-from serve_app.docs import chat_route, install_docs
-from serve_app.event_stream import EventStream
+from serve_app.docs import chat_route, completion_route, install_docs
+from serve_app.free_routes import free_routes
 from serve_app.http_errors import install_error_handlers
-from serve_app.metrics import Metrics, ReplicaLoad
+from serve_app.ledger.reader import UsageReader
+from serve_app.metrics import ReplicaLoad
+from serve_app.once import Once
 from serve_app.openai import errors
-from serve_app.openai.errors import ApiError
-from serve_app.openai.schema import DEFAULT_MAX_TOKENS, MAX_TOKENS, parse_chat_request
+from serve_app.openai.completion_schema import parse_completion_request
+from serve_app.openai.openapi import ANYWHERE, error_responses
+from serve_app.openai.schema import parse_chat_request
 from serve_app.refusal_errors import api_error
 from serve_app.tenancy.admission import Identity
+from serve_app.tenancy.key_admin import KeyAdmin
 from serve_app.tenancy.refusals import Refusal, StoreUnavailable
+from serve_app.token_service import TokenService
+from serve_app.usage_routes import usage_routes
 
-PUBLIC_PATHS = ("/health", "/ready", "/metrics", *DOCS_PATHS)
+PUBLIC_PATHS = ("/health", "/ready", "/metrics", "/version", *DOCS_PATHS)
 _COLD_START_S = 10.0
+_VERSION = version("deeprequest")
 
 
 class ClusterView(NamedTuple):
-    """The replicas and the queue at one instant."""
+    """The replicas, the queue and the ledger's way into the database at one instant."""
 
     replicas: list[ReplicaLoad]
     queued: int
+    ledger_waiting: int = 0
+    ledger_dropped: int = 0
 
 
-def create_app(service: ChatService, view: Callable[[], Awaitable[ClusterView]]) -> FastAPI:
-    """The application. `view` raises StoreUnavailable when Redis does not answer."""
+def create_app(
+    desk: Desk,
+    once: Once,
+    view: Callable[[], Awaitable[ClusterView]],
+    keys: KeyAdmin,
+    usage: UsageReader,
+    replicas_alone: Callable[[], int] = lambda: 0,
+) -> FastAPI:
+    """The application. `view` raises StoreUnavailable when Redis does not answer; `replicas_alone`:
+    the replicas known of, while requests are let in without it."""
     app = FastAPI(
         title="DeepRequest",
-        version=version("deeprequest"),
+        version=_VERSION,
         description="DeepSeek R1 32B behind an OpenAI-compatible API.",
         docs_url=None,
         redoc_url=None,
@@ -53,23 +71,38 @@ def create_app(service: ChatService, view: Callable[[], Awaitable[ClusterView]])
     )
     install_error_handlers(app)
     install_docs(app)
-    app.include_router(_public(service, view))
-    app.include_router(_models(service))
-    app.include_router(_chat(service))
+    chat = ChatService(desk)
+    app.include_router(_public(desk, view, replicas_alone))
+    app.include_router(free_routes(desk, TokenService(desk, chat)))
+    app.include_router(_text(desk, chat, Answering(desk, once)))
+    app.include_router(admin_routes(desk, keys))
+    app.include_router(usage_routes(desk, usage))
     return app
 
 
-def _public(service: ChatService, view: Callable[[], Awaitable[ClusterView]]) -> APIRouter:
+def _public(
+    desk: Desk, view: Callable[[], Awaitable[ClusterView]], replicas_alone: Callable[[], int]
+) -> APIRouter:
     router = APIRouter(tags=["Operation"])
 
     @router.head("/health", include_in_schema=False)
-    @router.get("/health", summary="Whether this process answers")
+    @router.get(
+        "/health",
+        summary="Whether this process answers",
+        responses=error_responses(*ANYWHERE),
+    )
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @router.head("/ready", include_in_schema=False)
-    @router.get("/ready", summary="Whether a model replica has completed an engine step")
+    @router.get(
+        "/ready",
+        summary="Whether a model replica has completed an engine step",
+        responses=error_responses(*ANYWHERE),
+    )
     async def ready() -> dict[str, Any]:
+        if known := replicas_alone():
+            return {"status": "degraded", "replicas": known}
         try:
             replicas = (await view()).replicas
         except Refusal as refusal:
@@ -80,95 +113,47 @@ def _public(service: ChatService, view: Callable[[], Awaitable[ClusterView]]) ->
         return {"status": "ready", "replicas": count}
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics", summary="Prometheus metrics")
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=PlainTextResponse,
+        responses=error_responses(*ANYWHERE),
+    )
     async def metrics() -> Response:
         try:
             load = await view()
         except StoreUnavailable:
             load = None
-        text = service.metrics.exposition(load)
+        text = desk.metrics.exposition(load)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return router
-
-
-def _models(service: ChatService) -> APIRouter:
-    async def identified(request: Request) -> Identity:
-        return await service.identify(request.headers.get("authorization"))
-
-    router = APIRouter(prefix="/v1", dependencies=[Depends(identified)])
-
-    @router.get("/models", tags=["Models"], summary="The models served here")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_object(service)]}
-
-    @router.get("/models/{model_id:path}", tags=["Models"], summary="One model")
-    async def model(model_id: str) -> dict[str, Any]:
-        if model_id != service.facts.id:
-            raise errors.model_not_found()
-        return model_object(service)
+    @router.head("/version", include_in_schema=False)
+    @router.get("/version", summary="What runs here", responses=error_responses(*ANYWHERE))
+    async def version_of() -> dict[str, str]:
+        return {"version": _VERSION}
 
     return router
 
 
-def _chat(service: ChatService) -> APIRouter:
-    async def identified(request: Request) -> Identity:
-        with _counted(service.metrics):
-            return await service.identify(request.headers.get("authorization"))
+def _text(desk: Desk, chat: ChatService, answering: Answering) -> APIRouter:
+    Caller = Annotated[Identity, Depends(answering.identify)]
+    router = APIRouter(prefix="/v1", dependencies=[Depends(answering.identify)])
+    completion = CompletionService(desk)
 
-    Caller = Annotated[Identity, Depends(identified)]
-    router = APIRouter(prefix="/v1", dependencies=[Depends(identified)])
+    def understand_chat(caller: Identity, body: bytes) -> Asked:
+        parsed = parse_chat_request(body).with_defaults(caller.defaults)
+        return Asked(partial(chat.begin, parsed), parsed.request.stream, parsed.ignored)
 
-    @router.post("/chat/completions", **chat_route(service.facts.id))
+    def understand_completion(body: bytes) -> Asked:
+        parsed = parse_completion_request(body)
+        return Asked(partial(completion.begin, parsed), parsed.request.stream, parsed.ignored)
+
+    @router.post("/chat/completions", **chat_route(desk.facts.id))
     async def chat_completions(request: Request, caller: Caller) -> Response:
-        with _counted(service.metrics):
-            parsed = parse_chat_request(await request.body())
-            reply = await service.begin(parsed, caller, _patience_s(request))
-        if reply.request.stream:
-            return EventStream(reply)
-        body = await reply.body()
-        return Response(body, headers={"content-type": "application/json", **reply.headers})
+        return await answering.respond(request, caller, partial(understand_chat, caller))
+
+    @router.post("/completions", **completion_route(desk.facts.id))
+    async def completions(request: Request, caller: Caller) -> Response:
+        return await answering.respond(request, caller, understand_completion)
 
     return router
-
-
-def model_object(service: ChatService) -> dict[str, Any]:
-    """OpenAI's fields, and what a client wants to know before it asks."""
-    facts = service.facts
-    return {
-        "id": facts.id,
-        "object": "model",
-        "created": facts.created,
-        "owned_by": "deeprequest",
-        "context_length": facts.max_model_len,
-        "max_model_len": facts.max_model_len,
-        "served_by": facts.shown_name or facts.id,
-        "default_sampling": {"temperature": 0.6, "top_p": 0.95},
-        "limits": {"max_tokens": MAX_TOKENS, "default_max_tokens": DEFAULT_MAX_TOKENS},
-    }
-
-
-@contextlib.contextmanager
-def _counted(metrics: Metrics) -> Iterator[None]:
-    """Counts a chat request that ends in here, before it is a run: a run counts itself."""
-    try:
-        yield
-    except ApiError as error:
-        metrics.answered(error.status)
-        raise
-    except (ClientDisconnect, asyncio.CancelledError):
-        metrics.answered(CLIENT_LEFT)
-        raise
-    except Exception:
-        metrics.answered(500)
-        raise
-
-
-def _patience_s(request: Request) -> float | None:
-    """The client's own timeout, in seconds, as the openai SDK declares it."""
-    declared = request.headers.get("x-stainless-read-timeout", "")
-    try:
-        seconds = float(declared)
-    except ValueError:
-        return None
-    return seconds if 0 < seconds < 1e6 else None

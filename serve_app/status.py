@@ -7,8 +7,10 @@ state directory, or the Redis of the cluster, runs the service.
 from typing import Any
 
 from serve_app.tenancy.capacity import ReplicaRecord, pool_view
-from serve_app.tenancy.keys import KeyBook, publish
-from serve_app.tenancy.store import Store
+from serve_app.tenancy.keys import KeyBook
+from serve_app.tenancy.publishing import publish
+from serve_app.tenancy.refusals import StoreUnavailable
+from serve_app.tenancy.store import Store, StoreError
 
 
 async def read_status(url: str, pool: str = "main") -> dict[str, Any]:
@@ -17,12 +19,25 @@ async def read_status(url: str, pool: str = "main") -> dict[str, Any]:
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    async with Store(url, pool) as store:
-        totals, records = await pool_view(store)
+    async with Store(url, pool, tells_outages=False) as store:
+        return await status_of(store)
+
+
+async def status_of(store: Store) -> dict[str, Any]:
+    """`read_status` over a Store that is there. Raises StoreUnavailable."""
+    totals, records = await pool_view(store)
     return {
         "replicas": [replica_status(record) for record in records],
         "queue": {"waiting": totals.waiting, "running": totals.running},
     }
+
+
+async def status_if_known(url: str, pool: str = "main") -> dict[str, Any] | None:
+    """`read_status`; None while Redis cannot tell, which ends nothing that runs."""
+    try:
+        return await read_status(url, pool)
+    except (StoreUnavailable, StoreError):
+        return None
 
 
 async def publish_keys(url: str, book: KeyBook, pool: str = "main") -> None:

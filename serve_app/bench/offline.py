@@ -16,6 +16,7 @@ import msgspec
 
 from cluster.config import EngineConfig
 from cluster.request import EngineCoreOutput, EngineCoreOutputs, EngineRequest, SamplingParams
+from serve_app.bench.rank_memory import rank_memory
 from serve_app.bench.workload import WARM_TOKENS, Clock, Row, Stamp, Workload, load_row, measured
 
 BLOCK_SIZE = 16
@@ -53,6 +54,7 @@ def run(workload: Workload, options: EngineOptions) -> Iterator[Row]:
     with _started(config) as engine:
         yield load_row(begin)
         yield from measured(workload, engine.generate)
+        yield from rank_memory(config)
 
 
 def engine_config(workload: Workload, options: EngineOptions) -> EngineConfig:

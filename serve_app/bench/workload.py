@@ -170,15 +170,20 @@ def pss_mb() -> float:
     return sum(_pss_bytes(pid) for pid in _family(os.getpid())) / 1e6
 
 
-def _family(pid: int) -> list[int]:
-    """The process and all that came of it."""
-    children: list[str] = []
+def children(pid: int) -> list[int]:
+    """Processes that a process started, in their order; those that are gone left out."""
+    found: list[str] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            children += path.read_text().split()
+            found += path.read_text().split()
         except OSError:
             continue
-    return [pid, *(member for child in children for member in _family(int(child)))]
+    return [int(child) for child in found]
+
+
+def _family(pid: int) -> list[int]:
+    """The process and all that came of it."""
+    return [pid, *(member for child in children(pid) for member in _family(child))]
 
 
 def _pss_bytes(pid: int) -> int:

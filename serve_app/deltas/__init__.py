@@ -4,14 +4,14 @@ One TCP connection per (ingress, model replica) carries the deltas of all their 
 per engine step. The replica dials the address that came with a submission and proves itself by the
 ingress's random token; nobody else gets a byte in.
 
-The end of a stream rides in its last RequestOutput. End of file, or silence for LINK_TIMEOUT_S,
-fails every stream that the connection was feeding. Knows no HTTP, no Ray and no tenants.
+The end of a stream rides in its last RequestOutput. End of file, or silence for LINK_TIMEOUT_S and
+DOUBT_S, fails every stream that the connection was feeding. Knows no HTTP, no Ray and no tenants.
 """
 
 from serve_app.deltas.links import DeltaLinks
 from serve_app.deltas.messages import DeltaAddress, Submission, accepted
 from serve_app.deltas.server import DeltaServer
-from serve_app.deltas.stream import DeltaStream, ReplicaLostError
+from serve_app.deltas.stream import DeltaStream, ReplicaLostError, Silence
 
 __all__ = [
     "DeltaAddress",
@@ -19,6 +19,7 @@ __all__ = [
     "DeltaServer",
     "DeltaStream",
     "ReplicaLostError",
+    "Silence",
     "Submission",
     "accepted",
 ]

@@ -38,9 +38,9 @@ class DeltaAddress(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submission(msgspec.Struct, frozen=True, array_like=True):
-    """What an ingress hands to a model replica: a request, and where its deltas go."""
+    """What an ingress hands to a model replica: a request's choices, and where deltas go."""
 
-    request: EngineRequest
+    requests: list[EngineRequest]
     address: DeltaAddress
 
     def encode(self) -> bytes:
@@ -53,7 +53,8 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
 
 
 def accepted(request_id: str) -> RequestOutput:
-    """The empty delta by which a replica says that the engine has taken a request."""
+    """The empty delta by which a replica says that the engine has taken a request's choices; it
+    bears the first one's id."""
     return RequestOutput(request_id)
 
 

@@ -15,7 +15,9 @@ from cluster.request import RequestOutput
 from serve_app.deltas.messages import DeltaAddress, FrameProtocol, Hello
 from serve_app.deltas.stream import DeltaStream, ReplicaLostError, Silence
 
-LINK_TIMEOUT_S = 5.0
+LINK_TIMEOUT_S = 3.0
+DOUBT_S = 2.0
+"""A loop that itself stood still has yet to read what came meanwhile: it looks again."""
 
 _outputs_decoder = msgspec.msgpack.Decoder(list[RequestOutput])
 
@@ -27,7 +29,8 @@ class _IngressConnection(FrameProtocol):
         super().__init__()
         self._server = server
         self._replica: str | None = None
-        self._silence = Silence(self.close)
+        self._silence = Silence(self._doubt)
+        self._doubted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -41,11 +44,18 @@ class _IngressConnection(FrameProtocol):
                 self._server.deliver(_outputs_decoder.decode(payload), self)
         except msgspec.MsgspecError:
             return self.close()
+        self._doubted = False
         self._silence.expect(LINK_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._silence.end()
         self._server.lose(self)
+
+    def _doubt(self) -> None:
+        if self._doubted:
+            return self.close()
+        self._doubted = True
+        self._silence.expect(DOUBT_S)
 
     def _greet(self, hello: Hello) -> None:
         if not hmac.compare_digest(hello.token.encode(), self._server.token.encode()):
@@ -87,14 +97,16 @@ class DeltaServer:
         assert self._address is not None, "start() first"
         return self._address
 
-    def open(self, request_id: str) -> DeltaStream:
-        """A stream for the deltas of `request_id`; close it in every case."""
-        stream = self._streams[request_id] = DeltaStream(request_id)
+    def open(self, request_ids: Iterable[str]) -> DeltaStream:
+        """One stream for the deltas of all `request_ids`; close it in every case."""
+        stream = DeltaStream(request_ids)
+        self._streams.update(dict.fromkeys(stream.request_ids, stream))
         return stream
 
     def close_stream(self, stream: DeltaStream) -> None:
         stream.close()
-        self._streams.pop(stream.request_id, None)
+        for request_id in stream.request_ids:
+            self._streams.pop(request_id, None)
 
     def deliver(self, outputs: list[RequestOutput], peer: object) -> None:
         streams = self._streams

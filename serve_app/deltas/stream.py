@@ -1,4 +1,4 @@
-"""DeltaStream: the deltas of one request on their way from a connection to its reader.
+"""DeltaStream: the deltas of a request's choices on their way from a connection to its reader.
 
 Owns what has arrived and was not read yet, and how long its absence may last. Knows no sockets.
 """
@@ -6,11 +6,11 @@ Owns what has arrived and was not read yet, and how long its absence may last. K
 import asyncio
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cluster.request import RequestOutput
 
-MAX_PENDING = 1024
+MAX_PENDING = 256
 """Deltas that wait for their reader before they are made one."""
 
 
@@ -19,15 +19,16 @@ class ReplicaLostError(Exception):
 
 
 class DeltaStream:
-    """The deltas of one request, as they arrive; read by one task.
+    """The deltas of a request's choices, as they arrive; read by one task.
 
-    A reader that falls behind by MAX_PENDING deltas gets them as one.
+    A reader that falls behind by MAX_PENDING deltas gets them as one of each choice.
     """
 
-    __slots__ = ("_error", "_pending", "_silence", "_waiter", "peer", "request_id")
+    __slots__ = ("_error", "_pending", "_silence", "_waiter", "peer", "request_ids")
 
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
+    def __init__(self, request_ids: Iterable[str]) -> None:
+        """`request_ids`: one per choice."""
+        self.request_ids = tuple(request_ids)
         self.peer: object | None = None
         self._pending: list[RequestOutput] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -35,12 +36,15 @@ class DeltaStream:
         self._error: Exception | None = None
 
     def push(self, output: RequestOutput, peer: object) -> None:
+        """A delta arrived; one that comes after the stream failed is dropped."""
+        if self._error is not None:
+            return
         self.peer = peer
         self._pending.append(output)
         if self._waiter is not None:
             self._wake()
         elif len(self._pending) > MAX_PENDING:
-            self._pending = [merged(self._pending)]
+            self._pending = merged(self._pending)
 
     def fail(self, error: Exception) -> None:
         """Make `take` raise once everything that arrived before was taken."""
@@ -117,10 +121,18 @@ class Silence:
             self._timer = loop.call_at(self._deadline, self._look)
 
 
-def merged(batch: list[RequestOutput]) -> RequestOutput:
-    """Successive deltas of a request as one, so that a slow reader gets fewer, longer events."""
+def merged(batch: list[RequestOutput]) -> list[RequestOutput]:
+    """The deltas of each choice as one, so that a slow reader gets fewer, longer events."""
+    choices: dict[str, list[RequestOutput]] = {}
+    for output in batch:
+        choices.setdefault(output.request_id, []).append(output)
+    return [_joined(outputs) for outputs in choices.values()]
+
+
+def _joined(batch: list[RequestOutput]) -> RequestOutput:
     last = batch[-1]
     told = [output.logprobs for output in batch if output.logprobs is not None]
+    judged = [output.prompt_logprobs for output in batch if output.prompt_logprobs is not None]
     return RequestOutput(
         last.request_id,
         reasoning="".join([output.reasoning for output in batch]),
@@ -132,4 +144,6 @@ def merged(batch: list[RequestOutput]) -> RequestOutput:
         usage=last.usage,
         error=last.error,
         logprobs=list(itertools.chain.from_iterable(told)) if told else None,
+        reasoning_stop=last.reasoning_stop,
+        prompt_logprobs=list(itertools.chain.from_iterable(judged)) if judged else None,
     )

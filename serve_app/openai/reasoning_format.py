@@ -33,11 +33,17 @@ class ReasoningFormatter:
 
     __slots__ = ("_at_content_start", "_format", "_held", "_opening", "_thinking")
 
-    def __init__(self, format: ReasoningFormat, *, thinking: bool) -> None:
-        """`thinking`: whether the prompt ends in an open think block."""
+    def __init__(self, format: ReasoningFormat, *, thinking: bool, continued: bool = False) -> None:
+        """
+        Args:
+            thinking: whether the prompt ends in an open think block ...
+            continued: ... which was opened by the one who asked, who has its tag already.
+        """
         self._format = format
         self._thinking = thinking
-        self._opening = OPENING if thinking and format == "think_tags" else ""
+        self._opening = ""
+        if thinking and not continued and format == "think_tags":
+            self._opening = OPENING
         self._held = ""
         self._at_content_start = False
 

@@ -10,6 +10,13 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment: every client skips it, every proxy on the way sees traffic."""
 
+
+def queued_comment(position: int, eta_s: float | None) -> bytes:
+    """A keep-alive that tells a waiter's place (1 is next) and its predicted wait."""
+    eta = f" eta={eta_s:.0f}s" if eta_s is not None else ""
+    return f": queued position={position}{eta}\n\n".encode()
+
+
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",

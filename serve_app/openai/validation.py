@@ -85,8 +85,14 @@ def field_name(loc: Sequence[int | str], known: frozenset[str]) -> str:
 def _problem(finding: ErrorDetails) -> str:
     wording = _BOUNDS.get(finding["type"])
     if wording is not None:
-        return wording.format(**finding.get("ctx", {}))
+        bounds = finding.get("ctx", {}).items()
+        return wording.format(**{name: _plain(bound) for name, bound in bounds})
     return finding["msg"] if finding["type"] == "invalid_value" else "is not valid"
+
+
+def _plain(bound: Any) -> Any:
+    """2.0 as people write it."""
+    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
 
 
 def _json_type(value: Any) -> str:

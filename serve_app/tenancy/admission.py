@@ -7,11 +7,12 @@ Refuses to know HTTP and the engine; decides nothing that scripts/admit.lua deci
     admit ── ADMIT ──► run ────────────────────────► Ticket ── settle ── SETTLE
                │        ▲ pushed by whoever frees capacity
                ├─► wait ┴► deadline ► Overloaded, NoReplica
-               └─► refused ► Unauthorized, RateLimited, CostAboveBurst, Overloaded, NoReplica
+               ├─► stopped by its owner ► Stopped
+               └─► refused ► Unauthorized, RateLimited, QuotaExhausted, CostAboveBurst, Overloaded,
+                             NoReplica
 """
 
 import asyncio
-import random
 import re
 import time
 from collections.abc import Callable
@@ -20,20 +21,33 @@ from typing import Any
 import msgspec
 import structlog
 
-from serve_app.tenancy.keys import KeyBook, KeyFile, KeyFileError, digest_of, publish
-from serve_app.tenancy.limiter import read_figures
+from serve_app.sections import ClassesSection
+from serve_app.tenancy.admit_reply import (
+    QueuePlace,
+    place_at_arrival,
+    read_place,
+    read_refusal,
+)
+from serve_app.tenancy.classes import longest_wait_s, publish_rules
+from serve_app.tenancy.key_defaults import KeyDefaults, read_defaults
+from serve_app.tenancy.key_file import KeyFile, KeyFileError
+from serve_app.tenancy.keys import CLASSES, KeyBook
+from serve_app.tenancy.limiter import Limits, read_figures, read_limits
+from serve_app.tenancy.price import Price
+from serve_app.tenancy.publishing import publish
 from serve_app.tenancy.refusals import (
-    CostAboveBurst,
     Figures,
     NoReplica,
     Overloaded,
-    RateLimited,
     Refusal,
+    Stopped,
     StoreUnavailable,
     Unauthorized,
 )
+from serve_app.tenancy.secret import digest_of
 from serve_app.tenancy.session import Lease, News, Session, SessionSettings
 from serve_app.tenancy.store import Store
+from serve_app.tenancy.ticket import Ticket
 
 RID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 GRACE_S = 2.0
@@ -51,28 +65,49 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_queued: int = 1024
     """Waiters in the whole pool."""
     queue_timeout_s: float = 60.0
-    """Longest wait where replicas are there but taken."""
+    """Longest wait where replicas are there but taken, in classes that do not say their own."""
+    classes: ClassesSection = ClassesSection()
     cold_start_s: float = 20.0
     """Longest wait where no replica is ready; 0 refuses at once."""
     longest_run_s: float = 3600.0
     """After so long a running request that nobody settled is taken for lost."""
+    model: str = ""
+    """What the ledger says was asked for."""
+    price: Price | None = None
+    """What its tokens cost; None: nothing."""
     session: SessionSettings = SessionSettings()
+
+    def told_price(self) -> str:
+        """As the scripts read it."""
+        return self.price.told() if self.price is not None else ""
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Whose key it is."""
+    """Whose key it is, and what it may do."""
 
     key_id: str
     tenant: str
     digest: str
     figures: Figures
+    defaults: KeyDefaults = KeyDefaults()
+    scopes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    """None named: all."""
+    limits: Limits = Limits()
+    tenant_limits: Limits = Limits()
+    """But for budgets: what of them is spent is known to Redis alone."""
+
+    def may_use(self, model: str) -> bool:
+        """Whether the key is good for that model."""
+        return not self.models or model in self.models
 
 
 class AdmitRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request that wants in.
 
     Raises:
-        ValueError: the id has other letters than A-Za-z0-9_- or a count is out of bounds.
+        ValueError: the id has other letters than A-Za-z0-9_-, a count is out of bounds, or there is
+            no such class.
     """
 
     rid: str
@@ -82,69 +117,20 @@ class AdmitRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The most output it may produce, all choices together."""
     deadline_s: float | None = None
     """The client's patience, when shorter than the queue's."""
+    service_class: str = ""
+    """The class it would run in; '' is `default`. Its key's ceiling may lower it."""
+    mark: str = ""
+    """What its content is known again by when it comes back as told; '' is not."""
+    retries: int | None = None
+    """How often it was sent before, where its client tells."""
 
     def __post_init__(self) -> None:
-        if RID.fullmatch(self.rid) is None:
-            raise ValueError("rid must have 1 to 64 letters of A-Z, a-z, 0-9, '_' and '-'")
+        if RID.fullmatch(self.rid) is None or (self.mark and RID.fullmatch(self.mark) is None):
+            raise ValueError("rid and mark must have 1 to 64 letters of A-Z, a-z, 0-9, '_' and '-'")
         if not (0 <= self.prompt_tokens < 2**31 and 1 <= self.max_tokens < 2**31):
             raise ValueError("prompt_tokens or max_tokens is out of bounds")
-
-
-class QueuePlace(msgspec.Struct, frozen=True):
-    """Where a waiter stands."""
-
-    position: int
-    """1 is next; an upper bound while several tenants wait."""
-    eta_s: float | None
-    """Predicted wait; None while nothing is known."""
-
-
-class Ticket:
-    """A lease: the right to run one request. Settle it, always."""
-
-    def __init__(
-        self, session: Session, lease: Lease, news: News, figures: Figures, queued_s: float
-    ) -> None:
-        self._session, self._lease = session, lease
-        self._settled: asyncio.Future[None] | None = None
-        self.rid, self.key_id, self.tenant = lease.rid, lease.key_id, lease.tenant
-        self.fence = news.fence
-        """Grows with every grant of the pool."""
-        self.replica = news.replica or None
-        """The replica with most room: a hint."""
-        self.kv_need = lease.kv
-        """KV tokens reserved for it."""
-        self.queued_s = queued_s
-        self.figures = figures
-
-    @property
-    def ended(self) -> asyncio.Event:
-        """Set when Redis took the lease back because it ran past its longest time."""
-        return self._lease.ended
-
-    def rate_limit_headers(self) -> dict[str, str]:
-        """`x-ratelimit-*` as they stand after this request's reservation."""
-        return self.figures.headers()
-
-    def settle(
-        self,
-        *,
-        prompt_tokens: int,
-        output_tokens: int,
-        cached_tokens: int = 0,
-        outcome: str = "ok",
-    ) -> asyncio.Future[None]:
-        """Charges what was used, refunds the rest, frees the slot; outcome: ok, abort or error.
-
-        Returns at once; the work runs by itself and outlives the caller. The result may be awaited
-        (done when Redis has heard it), cancelled or dropped. Only the first call counts.
-        """
-        if outcome not in ("ok", "abort", "error"):
-            raise ValueError("outcome is ok, abort or error")
-        if self._settled is None:
-            counts = (prompt_tokens, cached_tokens, output_tokens)
-            self._settled = self._session.end(self.rid, "settle", self.rid, outcome, *counts)
-        return self._settled
+        if self.service_class and self.service_class not in CLASSES:
+            raise ValueError(f"service_class must be one of {', '.join(CLASSES)}")
 
 
 class AdmissionQueue:
@@ -155,6 +141,7 @@ class AdmissionQueue:
     ) -> None:
         self._store, self._keys, self._pepper = store, keys, pepper
         self.settings = settings or AdmissionSettings()
+        self._longest_wait_s = longest_wait_s(self.settings.classes, self.settings.queue_timeout_s)
         self._book: KeyBook | None = None
         self._stamp = 0
         self._session = Session(store, self._load_keys, self._keys_changed, self.settings.session)
@@ -180,6 +167,11 @@ class AdmissionQueue:
         """This incarnation's id in Redis."""
         return self._session.ingress
 
+    @property
+    def session(self) -> Session:
+        """Where what runs here is known."""
+        return self._session
+
     async def identify(self, secret: str, *, fresh: bool = False) -> Identity:
         """Whose secret it is; nothing is charged. May answer from memory for a second, unless
         `fresh`: ADMIT looks again in any case.
@@ -198,7 +190,17 @@ class AdmissionQueue:
             raise Unauthorized(reply[1])
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()
-        identity = Identity(reply[1], reply[2], digest, read_figures(reply[3:]))
+        identity = Identity(
+            reply[1],
+            reply[2],
+            digest,
+            read_figures(reply[7:19]),
+            read_defaults(reply[5:7]),
+            scopes=_names(reply[3]),
+            models=_names(reply[4]),
+            limits=read_limits(reply[19:25]),
+            tenant_limits=read_limits(reply[25:]),
+        )
         self._known[digest] = (identity, time.monotonic() + TRUST_S)
         return identity
 
@@ -208,11 +210,12 @@ class AdmissionQueue:
         """A ticket, at once or after a wait. `on_queued` is told the place when there is a wait.
 
         Raises:
-            Unauthorized, RateLimited, CostAboveBurst, Overloaded, NoReplica: see refusals.py.
+            Unauthorized, RateLimited, QuotaExhausted, CostAboveBurst, Overloaded, NoReplica,
+                Stopped: see refusals.py.
             StoreUnavailable: Redis does not answer.
             ValueError: the request id is in use.
         """
-        news = self._session.expect(request.rid)
+        news = self._session.expect(request.rid, request.digest)
         began = time.monotonic()
         while True:
             reply = await self._ask(request, began)
@@ -220,29 +223,42 @@ class AdmissionQueue:
                 heard = News("run", reply[1], reply[2])
             else:
                 if on_queued is not None:
-                    self._announce(request.rid, on_queued, _place(reply[1], reply[2]))
+                    self._announce(request.rid, on_queued, place_at_arrival(reply))
                 heard = await self._hear(request, news, began)
             if heard.kind == "run":
-                return self._ticket(request, reply, heard, began)
-            if heard.kind != "gone" or self._patience_left_s(request, began) <= 0:
+                if self._session.lease_left_s() > 0:
+                    return self._ticket(request, reply, heard, began)
+                await self._renew(request.rid)  # and ask again: was it taken back meanwhile?
+            elif heard.kind != "gone" or self._patience_left_s(request, began) <= 0:
                 raise self._not_granted(request.rid, heard)
-            news = self._session.listen_again(request.rid)
+            news = self._session.listen_again(request.rid, request.digest)
 
     async def place(self, rid: str) -> QueuePlace | None:
         """Where `rid` stands now; None when it does not wait. Raises StoreUnavailable."""
         position, eta_ms = await self._store.run("place", rid)
-        return _place(position, eta_ms) if position else None
+        return read_place(position, eta_ms) if position else None
+
+    async def stop_request(self, rid: str, key_id: str) -> bool:
+        """Ends a request of the key `key_id`, waiting or running, whichever ingress has it.
+
+        False: the key has no such request. Raises StoreUnavailable.
+        """
+        if RID.fullmatch(rid) is None:
+            return False
+        return bool(await self._store.run("stop", rid, key_id))
 
     async def _load_keys(self) -> str:
         stamp = self._keys.stamp()
         try:
-            self._book = self._keys.read()
+            self._book = await asyncio.to_thread(self._keys.read)
         except KeyFileError as error:
             if self._book is None:
                 raise
             log.error("key_file_unreadable", error=str(error))  # the last good one serves on
         self._stamp = stamp
-        return await publish(self._store, self._book)
+        limits = self.settings
+        await publish_rules(self._store, limits.classes, limits.queue_timeout_s)
+        return (await publish(self._store, self._book)).epoch
 
     def _keys_changed(self) -> bool:
         return self._keys.stamp() != self._stamp
@@ -272,6 +288,11 @@ class AdmissionQueue:
                 round(limits.cold_start_s * 1e6),
                 round(limits.longest_run_s * 1e6),
                 limits.max_queued,
+                request.service_class,
+                limits.model,
+                limits.told_price(),
+                request.mark,
+                -1 if request.retries is None else request.retries,
             )
             try:
                 reply: list[Any] = await asyncio.shield(call)
@@ -283,7 +304,7 @@ class AdmissionQueue:
                     return reply
                 else:
                     self._session.forget(request.rid)
-                    raise _refusal(reply)
+                    raise read_refusal(reply)
             except Refusal as refusal:
                 if isinstance(refusal, StoreUnavailable):  # it may have been admitted all the same
                     self._give_up(request.rid, call)
@@ -295,12 +316,19 @@ class AdmissionQueue:
         raise StoreUnavailable("Redis keeps losing this ingress")
 
     def _patience_left_s(self, request: AdmitRequest, began: float) -> float:
-        longest = self.settings.queue_timeout_s
+        longest = self._longest_wait_s
         own = longest if request.deadline_s is None else request.deadline_s
         return min(longest, own) - (time.monotonic() - began)
 
+    async def _renew(self, rid: str) -> None:
+        try:
+            await self._session.beat()
+        except BaseException:
+            self._give_up(rid)
+            raise
+
     async def _hear(self, request: AdmitRequest, news: asyncio.Future[News], began: float) -> News:
-        patience = self.settings.queue_timeout_s + self.settings.cold_start_s + GRACE_S
+        patience = self._longest_wait_s + self.settings.cold_start_s + GRACE_S
         left_s = patience - (time.monotonic() - began)
         try:
             async with asyncio.timeout(left_s):
@@ -324,17 +352,20 @@ class AdmissionQueue:
         self._session.end(rid, "cancel", rid, after=call)
 
     def _ticket(self, request: AdmitRequest, reply: list[Any], news: News, began: float) -> Ticket:
-        _, _, _, kv, output, key_id, tenant, weight, *figures = reply
+        _, _, _, kv, output, key_id, tenant, weight, service_class, *figures = reply
         lease = Lease(
             rid=request.rid,
             digest=request.digest,
             key_id=key_id,
             tenant=tenant,
             weight=weight,
+            service_class=service_class,
             prompt_tokens=request.prompt_tokens,
             output_tokens=output,
             kv=kv,
             longest_us=round(self.settings.longest_run_s * 1e6),
+            model=self.settings.model,
+            price=self.settings.told_price(),
             ended=asyncio.Event(),
         )
         self._session.runs(lease)
@@ -344,36 +375,16 @@ class AdmissionQueue:
     def _not_granted(self, rid: str, heard: News) -> Refusal:
         """Redis let the waiter go (or is gone itself: then its CANCEL waits for it)."""
         self._give_up(rid)
+        if heard.kind == "stopped":
+            return Stopped()
+        if heard.kind == "revoked":
+            return Unauthorized("revoked")
         if heard.kind == "none":
             return NoReplica(heard.wait_s)
         if heard.kind == "away":
             return StoreUnavailable("Redis was silent too long")
-        return Overloaded(_jittered(heard.wait_s))
+        return Overloaded(heard.wait_s)
 
 
-def _refusal(reply: list[Any]) -> Refusal:
-    match reply:
-        case ["auth", reason]:
-            return Unauthorized(reason)
-        case ["burst", limit, scope, cost, most]:
-            return CostAboveBurst(limit, _scope(scope), cost, most)
-        case ["limit", limit, scope, wait_us, *figures]:
-            return RateLimited(limit, _scope(scope), wait_us / 1e6, read_figures(figures))
-        case ["full", wait_ms, *figures]:
-            return Overloaded(_jittered(wait_ms / 1000), read_figures(figures))
-        case ["none", wait_ms, *figures]:
-            return NoReplica(wait_ms / 1000, read_figures(figures))
-    raise AssertionError(f"ADMIT said {reply[0]}")
-
-
-def _scope(kind: str) -> str:
-    return "key" if kind == "k" else "tenant"
-
-
-def _jittered(wait_s: float) -> float:
-    """So that those refused together do not come back together."""
-    return max(1.0, wait_s * random.uniform(0.8, 1.2))
-
-
-def _place(position: int, eta_ms: int) -> QueuePlace:
-    return QueuePlace(position, eta_ms / 1000 if eta_ms >= 0 else None)
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()

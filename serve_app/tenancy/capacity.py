@@ -56,6 +56,10 @@ class PoolTotals(msgspec.Struct, frozen=True, kw_only=True):
     settled: int
     cancelled: int
     """Left the queue without having run."""
+    ledger_waiting: int
+    """Ledger entries that are not in the database yet."""
+    ledger_dropped: int
+    """Ledger entries that were dropped before they were, since Redis was empty."""
 
 
 class CapacityReporter:
@@ -115,6 +119,8 @@ async def pool_view(store: Store) -> tuple[PoolTotals, list[ReplicaRecord]]:
             admitted=pool["nadm"],
             settled=pool["nset"],
             cancelled=pool["ncan"],
+            ledger_waiting=pool["led"],
+            ledger_dropped=pool["ndrop"],
         ),
         records,
     )

@@ -11,8 +11,14 @@ from serve_app.tenancy.refusals import Figure, Figures
 LARGEST_PRODUCT = 9_000_000_000
 """limit x burst_s stays exact in a double after scaling to microseconds."""
 
+LARGEST_BUDGET = 10**15
+RATES = ("rpm", "tpm", "itpm", "otpm")
+BUDGETS = ("tokens_per_day", "tokens_per_month", "money_per_day", "money_per_month")
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+class Limits(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """Limits of a key or a tenant; 0 means none.
 
     Raises:
@@ -31,13 +37,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Requests in flight, waiting ones included."""
     burst_s: int = 60
     """How many seconds' worth of a rate may be taken at once."""
+    tokens_per_day: int = 0
+    """A budget: input and output tokens of a calendar day, UTC."""
+    tokens_per_month: int = 0
+    """The same for a calendar month."""
+    money_per_day: int = 0
+    """A budget: what the requests of a calendar day, UTC, may cost, in micro-units."""
+    money_per_month: int = 0
+    """The same for a calendar month."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.burst_s <= 86_400:
             raise ValueError("burst_s must be between 1 and 86400")
         if not 0 <= self.concurrency <= 1_000_000:
             raise ValueError("concurrency must be between 0 (no limit) and 1000000")
-        for name in ("rpm", "tpm", "itpm", "otpm"):
+        for name in BUDGETS:
+            if not 0 <= getattr(self, name) <= LARGEST_BUDGET:
+                raise ValueError(f"{name} must be 0 (no limit) to {LARGEST_BUDGET}")
+        for name in RATES:
             limit = getattr(self, name)
             if limit < 0 or limit * self.burst_s > LARGEST_PRODUCT:
                 raise ValueError(f"{name} must be 0 (no limit) to {LARGEST_PRODUCT // 60}")
@@ -49,8 +66,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def fields(self) -> dict[str, int]:
         """As the scripts' hashes spell them."""
-        values = (self.rpm, self.tpm, self.itpm, self.otpm, self.concurrency, self.burst_s)
-        return dict(zip(("rpm", "tpm", "itpm", "otpm", "conc", "burst"), values, strict=True))
+        return {
+            "rpm": self.rpm,
+            "tpm": self.tpm,
+            "itpm": self.itpm,
+            "otpm": self.otpm,
+            "conc": self.concurrency,
+            "burst": self.burst_s,
+            "daytok": self.tokens_per_day,
+            "montok": self.tokens_per_month,
+            "daymoney": self.money_per_day,
+            "monmoney": self.money_per_month,
+        }
+
+
+def read_limits(reply: list[int]) -> Limits:
+    """From WHO's six integers: budgets are not among them."""
+    names = ("rpm", "tpm", "itpm", "otpm", "concurrency", "burst_s")
+    return Limits(**dict(zip(names, reply, strict=True)))
 
 
 def read_figures(reply: list[int]) -> Figures:

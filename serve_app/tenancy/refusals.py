@@ -9,6 +9,8 @@ from typing import ClassVar
 
 import msgspec
 
+from serve_app.tenancy.price import amount
+
 LONGEST_RETRY_AFTER_S = 110.0
 """openai clients give up instead of waiting when told more than 120 s."""
 
@@ -103,6 +105,40 @@ class RateLimited(Refusal):
         self.limit, self.scope = limit, scope
 
 
+class QuotaExhausted(Refusal):
+    """429: a budget of the key or its tenant has no room for the request; waiting is no use."""
+
+    code = "insufficient_quota"
+
+    def __init__(
+        self,
+        period: str,
+        scope: str,
+        *,
+        unit: str,
+        cost: int,
+        budget: int,
+        spent: int,
+        figures: Figures,
+    ) -> None:
+        """`unit`: tokens, or the currency whose micro-units the three figures are."""
+        all_told, taken, needed = (
+            f"{figure} tokens" if unit == "tokens" else amount(figure, unit)
+            for figure in (budget, spent, cost)
+        )
+        super().__init__(
+            f"This {scope} has a budget of {all_told} a {period}, of which {taken} are used "
+            f"or reserved; this request needs {needed}, expected output included. Lower "
+            f"max_tokens, wait for the next {period} (UTC) or ask for a larger budget.",
+            figures=figures,
+        )
+        self.period, self.scope, self.unit = period, scope, unit
+        self.cost, self.budget, self.spent = cost, budget, spent
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), "x-should-retry": "false"}
+
+
 class CostAboveBurst(Refusal):
     """400: the request costs more than the limit ever lets through at once; waiting is no use."""
 
@@ -140,6 +176,18 @@ class NoReplica(Refusal):
             retry_after_s=retry_after_s,
             figures=figures,
         )
+
+
+class Stopped(Refusal):
+    """409: whoever sent the request stopped it, by its id."""
+
+    code = "request_cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled, by its id and with its API key.")
+
+    def headers(self) -> dict[str, str]:
+        return {"x-should-retry": "false"}
 
 
 class StoreUnavailable(Refusal):

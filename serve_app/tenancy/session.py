@@ -15,8 +15,8 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -25,8 +25,11 @@ from serve_app.tenancy.refusals import StoreUnavailable
 from serve_app.tenancy.store import Store, StoreError
 
 CHUNK = 64
-OUTAGE_S = 3.0
+OUTAGE_S = 2.0
 """Waiters are given up when Redis has been silent for so long."""
+
+StopReason = Literal["cancelled", "revoked"]
+"""A request ends early because its owner wants it no more, or because its key was revoked."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +41,15 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     beat_s: float = 1.0
     tick_s: float = 0.25
 
+    @property
+    def counted_s(self) -> float:
+        """How long the ingress itself counts on a lease."""
+        return self.lease_s - min(2.0, self.lease_s / 5)
+
 
 class News(msgspec.Struct, frozen=True):
-    """What became of a waiter: `run`, `full`, `none`, `gone` (ask again) or `away` (no Redis)."""
+    """What became of a waiter: `run`, `full`, `none`, `stopped` (by its owner), `revoked` (its
+    key), `gone` (ask again) or `away` (no Redis)."""
 
     kind: str
     fence: int = 0
@@ -56,17 +65,39 @@ class Lease(msgspec.Struct, kw_only=True):
     key_id: str
     tenant: str
     weight: int
+    service_class: str
     prompt_tokens: int
     output_tokens: int
     kv: int
     longest_us: int
+    model: str
+    price: str
     ended: asyncio.Event
     """Set when Redis ended the request because it ran past its longest time."""
+    stopped: StopReason | None = None
+    """Why the request shall end."""
+    on_stop: Callable[[StopReason], None] | None = None
+    output_so_far: Callable[[], int] | None = None
+    """Tokens it has produced."""
+
+    def stop(self, reason: StopReason) -> None:
+        """Only the first reason counts."""
+        if self.stopped is None:
+            self.stopped = reason
+            if self.on_stop is not None:
+                self.on_stop(reason)
+
+    def when_stopped(self, call: Callable[[StopReason], None]) -> None:
+        """Calls `call`, at once or later, when the request shall end."""
+        self.on_stop = call
+        if self.stopped is not None:
+            call(self.stopped)
 
     def restore_args(self) -> tuple[str | int, ...]:
         """In the order of restore.lua."""
-        whose = (self.rid, self.digest, self.key_id, self.tenant, self.weight)
-        return (*whose, self.prompt_tokens, self.output_tokens, self.kv, self.longest_us)
+        whose = (self.rid, self.digest, self.key_id, self.tenant, self.weight, self.service_class)
+        reserved = (self.prompt_tokens, self.output_tokens, self.kv, self.longest_us)
+        return (*whose, *reserved, self.model, self.price)
 
 
 class Session:
@@ -84,15 +115,18 @@ class Session:
         self._store, self._settings = store, settings
         self._load_keys, self._keys_changed = load_keys, keys_changed
         self._waiting: dict[str, asyncio.Future[News]] = {}
+        self._asked_by: dict[str, str] = {}  # the digests of the waiting
         self._running: dict[str, Lease] = {}
         self._leaving: set[str] = set()
         self._surplus: set[str] = set()
         self._missing: set[str] = set()
-        self._epoch = ""
+        self._epoch, self._key_changes = "", 0
         self._strange_beats = 0
         self._last_answer = time.monotonic()
+        self._lease_ends = 0.0
         self._ends: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
+        self._ending = False
         self._cursor = itertools.count(0, CHUNK)
 
     async def start(self) -> None:
@@ -104,6 +138,7 @@ class Session:
 
     async def stop(self) -> None:
         """Ends the loops, lets ends under way reach Redis (2 s), gives the lease back."""
+        self._ending = True
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -118,46 +153,61 @@ class Session:
         with contextlib.suppress(StoreUnavailable):
             await self._store.run("beat", self.ingress, 0)
 
-    def expect(self, rid: str) -> asyncio.Future[News]:
-        """Listens for news of `rid`; call it before ADMIT is sent.
+    def expect(self, rid: str, digest: str) -> asyncio.Future[News]:
+        """Listens for news of `rid`, asked for by the key `digest`; call it before ADMIT is sent.
 
         Raises:
             ValueError: the id is in use.
         """
         if rid in self._waiting or rid in self._running or rid in self._leaving:
             raise ValueError(f"request id {rid} is in use")
-        return self._listen(rid)
+        return self.listen_again(rid, digest)
 
-    def listen_again(self, rid: str) -> asyncio.Future[News]:
-        """A fresh ear after `gone`."""
-        return self._listen(rid)
-
-    def _listen(self, rid: str) -> asyncio.Future[News]:
+    def listen_again(self, rid: str, digest: str) -> asyncio.Future[News]:
+        """A fresh ear, as after `gone`."""
         future: asyncio.Future[News] = asyncio.get_running_loop().create_future()
-        self._waiting[rid] = future
+        self._waiting[rid], self._asked_by[rid] = future, digest
         return future
 
     def forget(self, rid: str) -> None:
         """`rid` was refused: nothing is held."""
-        self._waiting.pop(rid, None)
+        self._unlisten(rid)
 
     def runs(self, lease: Lease) -> None:
         """`lease` was granted."""
-        self._waiting.pop(lease.rid, None)
+        self._unlisten(lease.rid)
         self._running[lease.rid] = lease
+
+    @property
+    def leases(self) -> Collection[Lease]:
+        """Of what runs here."""
+        return self._running.values()
+
+    def lease_left_s(self) -> float:
+        """How long Redis still counts on this ingress; below 0: no more. Ends before Redis's own
+        count does: what was granted to a process that then was paused may be somebody else's."""
+        return self._lease_ends - time.monotonic()
+
+    def forget_run(self, rid: str) -> None:
+        """`rid` runs no more, and Redis is told by another way."""
+        self._running.pop(rid, None)
 
     def end(
         self, rid: str, script: str, *args: str | int, after: asyncio.Task[Any] | None = None
     ) -> asyncio.Future[None]:
         """Sends SETTLE or CANCEL (after `after` is done) until Redis has heard it, whatever happens
         to the caller; the result may be awaited and cancelled freely."""
-        self._waiting.pop(rid, None)
+        self._unlisten(rid)
         self._running.pop(rid, None)
         self._leaving.add(rid)
         task = _free_task(self._end(rid, script, args, after))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
         return asyncio.shield(task)
+
+    def _unlisten(self, rid: str) -> None:
+        self._waiting.pop(rid, None)
+        self._asked_by.pop(rid, None)
 
     async def _end(
         self, rid: str, script: str, args: Iterable[str | int], after: asyncio.Task[Any] | None
@@ -182,10 +232,13 @@ class Session:
 
     async def beat(self) -> None:
         """Renews the lease and compares notes. Raises StoreUnavailable."""
-        asked = self._next_waiters()
+        asked, began = self._next_waiters(), time.monotonic()
         lease_us = round(self._settings.lease_s * 1e6)
-        epoch, count, *states = await self._store.run("beat", self.ingress, lease_us, *asked)
+        epoch, key_changes, count, *states = await self._store.run(
+            "beat", self.ingress, lease_us, *asked
+        )
         self._last_answer = time.monotonic()
+        self._lease_ends = began + self._settings.counted_s
         missing = set()
         for rid, i in zip(asked, range(0, len(states), 3), strict=True):
             if states[i] == "run":
@@ -200,10 +253,25 @@ class Session:
             await self.rebuild()
         elif self._keys_changed():
             await self._load_keys()
+        if key_changes != self._key_changes:
+            await self._stop_revoked()
+            self._key_changes = key_changes
         strange = count != len(self._waiting) + len(self._running) + len(self._leaving)
         self._strange_beats = self._strange_beats + 1 if strange else 0
         if self._strange_beats >= 2:
             await self._reconcile()
+
+    async def _stop_revoked(self) -> None:
+        """Ends what runs or waits for keys that are no longer good."""
+        digests = [*{*self._asked_by.values(), *(one.digest for one in self._running.values())}]
+        for start in range(0, len(digests), CHUNK):
+            refused = set(await self._store.run("refused", *digests[start : start + CHUNK]))
+            for lease in list(self._running.values()):
+                if lease.digest in refused:
+                    lease.stop("revoked")
+            for rid, digest in self._asked_by.items():
+                if digest in refused:
+                    self._tell(rid, News("revoked"))
 
     def _next_waiters(self) -> list[str]:
         """Some waiters, others each time, none twice in a call."""
@@ -212,6 +280,15 @@ class Session:
             return rids
         start = next(self._cursor) % len(rids)
         return (rids[start:] + rids[:start])[:CHUNK]
+
+    async def _tell_output(self) -> None:
+        """What running requests have produced, which is charged if this ingress dies."""
+        told: list[str | int] = []
+        for lease in self._running.values():
+            if lease.output_so_far is not None:
+                told += (lease.rid, lease.output_so_far())
+        for start in range(0, len(told), 2 * CHUNK):
+            await self._store.run("seen", self.ingress, *told[start : start + 2 * CHUNK])
 
     async def _reconcile(self) -> None:
         """What runs here but is unknown there is restored; what is held there but unknown here,
@@ -237,6 +314,7 @@ class Session:
             await asyncio.sleep(self._settings.beat_s)
             try:
                 await self.beat()
+                await self._tell_output()
             except StoreUnavailable:
                 if time.monotonic() - self._last_answer > OUTAGE_S:
                     for rid in list(self._waiting):
@@ -258,7 +336,7 @@ class Session:
     async def _grant_loop(self) -> None:
         reader = self._store.grants(self.ingress)
         try:
-            while True:
+            while not self._ending:  # a client that connects can swallow a cancellation
                 try:
                     for line in await reader.read():
                         self._hear(line)
@@ -273,8 +351,17 @@ class Session:
             self._granted(rid, News("run", int(rest[0]), rest[1]))
         elif kind == "x":
             self._tell(rid, News(rest[0], wait_s=int(rest[1]) / 1000))
+        elif kind == "c":
+            self._stopped(rid)
         elif rid in self._running:
             self._running.pop(rid).ended.set()
+
+    def _stopped(self, rid: str) -> None:
+        lease = self._running.get(rid)
+        if lease is not None:
+            lease.stop("cancelled")
+        else:
+            self._tell(rid, News("stopped"))
 
     def _granted(self, rid: str, news: News) -> None:
         if rid in self._waiting:

@@ -4,20 +4,29 @@ Owns connections, timeouts, the breaker and how scripts are sent. Refuses to kno
 mean. Every key of a pool begins with `dr:{<pool>}:`, so a pool lives in one slot of a cluster:
 
     pool                string  what is promised, running, waiting; the epoch (scripts/common.lua)
-    key:<digest>        hash    one API key: id, tenant, status, expiry, limits, version
-    ten:<tenant>        hash    the same limits for a tenant, and its weight
-    mt:<k|t>:<name>     string  meters (debts), means of output and time, totals of a key or tenant
-    cl:<k|t>:<name>     set     request ids in flight (concurrency)
+    key:<digest>        string  one API key: id, tenant, status, expiry, what it may do
+    ten:<tenant>        string  the same limits for a tenant, and its weight
+    known               set     `key:<digest>` and `ten:<tenant>` of all of them
+    mt:<k|t>:<name>     string  meters (debts), requests in flight, means of output and time,
+                                totals of a key or tenant
     req:<rid>           string  one request, waiting or running
     q:<class>:<tenant>  zset    waiting request ids by arrival
-    vt:<class>, vth     zset, hash   virtual time of tenants with waiters; of all
-    wn:<class>          hash    KV tokens waiting by tenant
+    vt:<class>          zset    tenants with waiters in a class -> virtual time
+    vth, wn             hash    <class>:<tenant> -> virtual time; KV tokens waiting
+    rules               string  what is so in each class (classes.py)
+    pr                  hash    <class>:<tenant> -> promises to the refused (scripts/promise.lua)
+    back:<mark>         zset    when a refused request was told to come back
     dl, mx              zset    waiting id -> deadline; running id -> longest end
     ls, in:<ingress>    zset, set    ingress -> end of its lease; the request ids it owns
+    out:<ingress>       hash    running id -> output tokens that the ingress has seen of it
     rep, rep:<id>       zset, hash   replica -> end of its heartbeat; what it last reported
     room                zset    ready replica -> KV tokens not yet promised (a hint)
     gr:<ingress>        list    news for an ingress: grants and refusals of its waiters
-    led, aud            stream  the ledger; changes of keys and tenants
+    paid:<rid>          string  what was written of one that is gone; `told`: by its ingress
+    led, aud            stream  the ledger, until it is stored; changes of keys and tenants
+    sink                string  the ingress that moves the ledger into the database
+    idem:<name>         string  what became of an Idempotency-Key: its run, or its reply
+    idm, idz, idb       zset, hash, string   kept replies: name -> when it goes; -> bytes; their sum
 
 Scripts are composed from the parts their first line names, sent by EVALSHA and, when Redis does not
 know them, by EVAL; never by SCRIPT LOAD. No await on Redis is ever cancelled: a caller may be,
@@ -34,10 +43,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
 import msgspec
-import redis.asyncio as redis
 import structlog
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
@@ -46,11 +52,15 @@ from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TimeoutError,
 )
 
+from serve_app.tenancy.composition import compose
+from serve_app.tenancy.redis_client import Client, connect
+from serve_app.tenancy.redis_url import read_url
 from serve_app.tenancy.refusals import StoreUnavailable
 
 SCRIPTS = (
@@ -58,17 +68,28 @@ SCRIPTS = (
     "beat",
     "cancel",
     "cap",
+    "claim",
     "conf",
+    "drop",
+    "keep",
     "place",
+    "queue",
+    "refused",
+    "replay",
+    "reckon",
     "restore",
+    "seen",
     "settle",
+    "share",
+    "sink",
+    "stop",
     "tick",
     "usage",
     "view",
     "who",
 )
-STABLE_KEYS = ("pool", "ls", "rep", "room", "dl", "mx", "vt:default", "vth", "wn:default", "led")
-TRANSPORT_ERRORS = (ConnectionError, TimeoutError, OSError)
+STABLE_KEYS = ("pool", "rules", "ls", "rep", "room", "dl", "mx", "vth", "wn", "pr", "led")
+TRANSPORT_ERRORS = (ConnectionError, TimeoutError, OSError, RedisClusterException)
 OUTAGE_ERRORS = (
     BusyLoadingError,
     ClusterDownError,
@@ -99,8 +120,9 @@ class Script(msgspec.Struct, frozen=True):
 class Breaker:
     """Opens for a moment after two failures in a row: an outage shall cost each caller little."""
 
-    def __init__(self, open_s: float = 0.25) -> None:
-        self._open_s = open_s
+    def __init__(self, open_s: float = 0.25, *, tells: bool = True) -> None:
+        """`tells`: whether it logs that Redis went away and came back."""
+        self._open_s, self._tells = open_s, tells
         self._failures, self._failed_at = 0, 0.0
 
     def check(self) -> None:
@@ -109,7 +131,7 @@ class Breaker:
             raise StoreUnavailable("breaker open")
 
     def succeeded(self) -> None:
-        if self._failures >= 2:
+        if self._failures >= 2 and self._tells:
             log.info("redis_back")
         self._failures = 0
 
@@ -119,7 +141,7 @@ class Breaker:
             return
         self._failures += 1
         self._failed_at = time.monotonic()
-        if self._failures == 2:
+        if self._failures == 2 and self._tells:
             log.warning("redis_away", reason=reason)
 
 
@@ -134,31 +156,29 @@ class Store:
         timeout_s: float = 0.45,
         connections: int = 8,
         clock: Callable[[], int] | None = None,
+        tells_outages: bool = True,
     ) -> None:
-        """`url`: redis://, rediss:// or unix://. `timeout_s`: of one attempt; a call makes two, so
-        it fails within a second. `clock`: microseconds, for tests only; else every script reads
-        Redis's own clock."""
-        self.prefix = f"dr:{{{pool}}}:"
-        self._url, self._timeout_s, self._clock = url, timeout_s, clock
+        """`url`: see redis_url.py; raises RedisUrlError. `timeout_s`: of one attempt; a call makes
+        two, so it fails within a second. `clock`: microseconds, for tests only; else every script
+        reads Redis's own clock. `tells_outages`: in the log, once each; not for a store of one
+        call."""
+        self.pool, self.prefix = pool, f"dr:{{{pool}}}:"
+        self._target = read_url(url)
+        self._timeout_s, self._clock = timeout_s, clock
         self._client = self._connect(timeout_s, connections)
         self._execute: Callable[..., Awaitable[Any]] = cast(Any, self._client).execute_command
         self._keys = [self.prefix + name for name in STABLE_KEYS]
-        self._breaker = Breaker()
+        self._breaker = Breaker(tells=tells_outages)
         self._slots = asyncio.Semaphore(connections)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def _connect(self, timeout_s: float, connections: int) -> redis.Redis:
-        pool = redis.ConnectionPool.from_url(
-            self._url,
-            max_connections=connections,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=min(timeout_s, self._timeout_s),
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-            protocol=2,
-            driver_info=None,
+    def _connect(self, timeout_s: float, connections: int) -> Client:
+        return connect(
+            self._target,
+            timeout_s=timeout_s,
+            connect_timeout_s=min(timeout_s, self._timeout_s),
+            connections=connections,
         )
-        return redis.Redis.from_pool(pool)
 
     async def aclose(self) -> None:
         """Waits for calls under way, then closes the connections."""
@@ -183,7 +203,7 @@ class Store:
         """`start`, awaited."""
         return await asyncio.shield(self.start(script, *args))
 
-    async def command(self, *args: str | int) -> Any:
+    async def command(self, *args: str | int | bytes) -> Any:
         """One plain command; raises as `start` does."""
         return await asyncio.shield(self._detach(self._ask(args)))
 
@@ -221,7 +241,7 @@ class Store:
                 try:
                     answer = await self._execute(*args)
                 except TRANSPORT_ERRORS as error:
-                    reason = repr(error)
+                    reason = f"{type(error).__name__}: {error}"
                 else:
                     self._breaker.succeeded()
                     return answer
@@ -251,7 +271,7 @@ class GrantReader:
 
     BLOCK_S = 1
 
-    def __init__(self, client: redis.Redis, key: str) -> None:
+    def __init__(self, client: Client, key: str) -> None:
         self._client, self._key = client, key
 
     async def read(self) -> list[str]:
@@ -266,7 +286,7 @@ class GrantReader:
                 return []
             rest = await self._await(self._client.lpop(self._key, 256))
         except (*TRANSPORT_ERRORS, ResponseError) as error:
-            raise StoreUnavailable(repr(error)) from None
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from None
         return [first[1], *(rest or [])]
 
     async def _await(self, call: Awaitable[Any] | Any) -> Any:
@@ -280,11 +300,9 @@ class GrantReader:
 def scripts() -> dict[str, Script]:
     """All scripts by name, each composed from the parts its `-- uses:` line names."""
     folder = importlib.resources.files(__package__) / "scripts"
-    composed: dict[str, Script] = {}
-    for name in SCRIPTS:
-        body = (folder / f"{name}.lua").read_text()
-        uses = body.partition("\n")[0].removeprefix("-- uses:").split()
-        text = "\n".join([*((folder / f"{part}.lua").read_text() for part in uses), body])
-        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        composed[name] = Script(text, sha)
-    return composed
+    texts = {name: compose(folder, name) for name in SCRIPTS}
+    return {name: Script(text, _sha1(text)) for name, text in texts.items()}
+
+
+def _sha1(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -32,7 +32,7 @@ from serve_app.autoscaling import (
     decide,
     observe,
 )
-from serve_app.config import ScalingSection
+from serve_app.sections import ScalingSection
 
 DEPLOYMENT = DeploymentID("ModelDeployment", "deeprequest")
 REPLICAS = [ReplicaID(f"replica{index}", DEPLOYMENT) for index in range(8)]
@@ -292,7 +292,7 @@ import asyncio, sys, threading, time
 import ray
 from ray import serve
 from serve_app.autoscaling import METRIC_NAMES, autoscaling_config
-from serve_app.config import ScalingSection
+from serve_app.sections import ScalingSection
 
 SCALING = ScalingSection(
     min_replicas=1, max_replicas=2, upscale_delay_s=0, downscale_delay_s=0.5, target_backlog_s=2

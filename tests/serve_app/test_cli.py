@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +12,12 @@ from typer.testing import CliRunner, Result
 
 from serve_app.cli import app
 from serve_app.tenancy.capacity import CapacityReporter, ReplicaLoad
-from serve_app.tenancy.keys import SECRET, digest_of
 from serve_app.tenancy.redis_server import RedisServer
+from serve_app.tenancy.secret import SECRET, digest_of
 from serve_app.tenancy.store import Store
+from tests.serve_app.typed import Command
 
 ROOT = Path(__file__).resolve().parents[2]
-Command = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("DEEPREQUEST_")]:
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state[/x]"
-
-
-@pytest.fixture
-def typed(state: Path) -> Command:
-    """Runs a command on the state directory: `typed("keys", "list", "--json")`."""
-
-    def run(*words: str) -> Result:
-        return CliRunner().invoke(app, [*words, "--state-dir", str(state)], env={"COLUMNS": "200"})
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """The Redis that a service on `<state-dir>` runs; its data is in `<state-dir>/redis`."""
-    with RedisServer(tmp_path_factory.mktemp("served") / "redis") as server:
-        yield server
-
-
-@pytest.fixture
-def served(redis: RedisServer) -> Path:
-    """The state directory of a service that runs."""
-    return redis.data_dir.parent
 
 
 def create(typed: Command, *words: str) -> dict[str, Any]:
@@ -92,20 +56,34 @@ def beat(url: str, pool: str = "main") -> None:
 
 def test_a_created_key_is_listed_without_its_secret_and_can_be_revoked(typed: Command) -> None:
     limits = ("--rpm", "5", "--tpm", "1000", "--concurrency", "2", "--label", "ci")
-    made = create(typed, *limits)
+    made = create(typed, *limits, "--tokens-per-day", "900")
     assert set(made) == {"id", "secret", "tenant"}
     assert SECRET.fullmatch(made["secret"])
     (row,) = listed(typed)
     assert row.pop("created_at") > 0
+    assert row.pop("changed")["op"] == "create"
     assert row == {
         "id": made["id"],
         "tenant": "acme",
         "label": "ci",
         "status": "active",
+        "scopes": ["inference", "usage"],
+        "models": [],
+        "max_class": "interactive",
         "rpm": 5,
         "tpm": 1000,
+        "itpm": 0,
+        "otpm": 0,
         "concurrency": 2,
+        "burst_s": 60,
+        "tokens_per_day": 900,
+        "tokens_per_month": 0,
+        "money_per_day": 0,
+        "money_per_month": 0,
+        "reasoning_format": None,
+        "answer_reserve": False,
         "expires_at": None,
+        "old_secrets_end_at": [],
     }
     revoked = typed("keys", "revoke", made["id"], "--json")
     assert json.loads(revoked.stdout)["status"] == "revoked"
@@ -123,6 +101,14 @@ def test_people_get_sentences_and_a_table(typed: Command) -> None:
     assert secret not in table
     assert typed("keys", "revoke", match[1]).stdout == f"key {match[1]} is revoked\n"
     assert "revoked" in typed("keys", "list").stdout
+
+
+def test_a_key_may_have_defaults_for_its_requests(typed: Command) -> None:
+    create(typed)
+    create(typed, "--reasoning-format", "split", "--answer-reserve")
+    shown = [(row["reasoning_format"], row["answer_reserve"]) for row in listed(typed)]
+    assert shown == [(None, False), ("split", True)]
+    assert typed("keys", "create", "--tenant", "a", "--reasoning-format", "x").exit_code == 2
 
 
 @pytest.mark.parametrize("label", ["[/x]", "[red]a[/red]", ":smile:", "\\[x]"])
@@ -159,11 +145,11 @@ def test_reading_makes_nothing_on_disk(typed: Command, state: Path) -> None:
 
 def test_a_broken_key_file_is_named(typed: Command, state: Path) -> None:
     state.mkdir(parents=True)
-    (state / "keys.json").write_text("{")
+    (state / "tenants.yaml").write_text("version: x")
     for words in (["list"], ["create", "--tenant", "a"], ["revoke", "x"]):
         result = typed("keys", *words)
         assert result.exit_code == 1
-        assert f"{state / 'keys.json'}: not a key file" in result.stderr
+        assert f"{state / 'tenants.yaml'}, line 1: version: " in result.stderr
 
 
 @pytest.mark.parametrize("words", [["status"], ["keys", "list"], ["keys", "create", "--tenant=a"]])
@@ -176,15 +162,21 @@ def test_a_bad_variable_is_an_error_line(
     assert result.stderr.startswith("error: DEEPREQUEST_PORT: ")
 
 
-@pytest.mark.parametrize("url", ["unix:///nowhere/redis.sock", "nonsense"])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("unix:///nowhere/redis.sock", "Redis"),
+        ("nonsense", "admission.redis_url (DEEPREQUEST_REDIS_URL): "),
+    ],
+)
 def test_a_redis_that_is_not_there_is_an_error_line(
-    typed: Command, monkeypatch: pytest.MonkeyPatch, url: str
+    typed: Command, monkeypatch: pytest.MonkeyPatch, url: str, said: str
 ) -> None:
     monkeypatch.setenv("DEEPREQUEST_REDIS_URL", url)
     result = typed("status")
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: Redis")
-    assert "Redis" in typed("keys", "create", "--tenant", "a").stderr
+    assert result.stderr.startswith(f"error: {said}")
+    assert said in typed("keys", "create", "--tenant", "a").stderr
 
 
 def test_a_running_service_learns_of_keys_at_once_but_never_a_secret(
@@ -221,14 +213,14 @@ def test_the_services_file_names_redis_pool_pepper_and_keys(
     config = tmp_path / "service.yaml"
     config.write_text(
         f"model: {{path: m}}\nadmission: {{redis_url: '{redis.url}', pool: blue, "
-        "pepper_file: secrets/pepper, keys_file: kept/keys.json}\n"
+        "pepper_file: secrets/pepper, tenants_file: kept/tenants.yaml}\n"
     )
     named = ("--config", str(config))
     made = create(typed, *named)
     digest = digest_of(made["secret"], (tmp_path / "secrets/pepper").read_bytes())
     assert asked(redis.url, "who", digest, pool="blue")[:2] == ["ok", made["id"]]
     assert [row["id"] for row in listed(typed, *named)] == [made["id"]]
-    assert (tmp_path / "kept/keys.json").exists()
+    assert (tmp_path / "kept/tenants.yaml").exists()
     beat(redis.url, pool="blue")
     found = json.loads(typed("status", "--json", *named).stdout)
     assert [replica["id"] for replica in found["replicas"]] == ["r[/1]"]
@@ -246,8 +238,8 @@ def test_a_mistake_in_the_services_file_is_an_error_line(typed: Command, tmp_pat
 def test_help_comes_without_the_heavy_libraries() -> None:
     check = (
         "import sys; from typer.testing import CliRunner; from serve_app.cli import app\n"
-        "for words in ([], ['keys', 'create'], ['status'], ['serve']):\n"
-        "    assert CliRunner().invoke(app, [*words, '--help']).exit_code == 0\n"
+        "for words in ('', 'keys create', 'status', 'serve', 'tenants set', 'limits self-test'):\n"
+        "    assert CliRunner().invoke(app, [*words.split(), '--help']).exit_code == 0\n"
         "sys.exit(' '.join({'torch', 'ray', 'fastapi'} & set(sys.modules)) or None)"
     )
     done = subprocess.run(

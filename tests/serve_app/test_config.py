@@ -1,6 +1,7 @@
 """Settings come from the file, the environment and the command line, and mistakes are named."""
 
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,10 @@ def test_the_environment_wins_over_the_file_and_options_over_both(
 def test_a_resolved_configuration_travels_without_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ServeConfig.load(written(tmp_path, MINIMAL), port=3333)
+    priced = "model: {path: m, price: {input: 0.55, output: 2.000001}}\n"
+    config = ServeConfig.load(written(tmp_path, priced), port=3333)
+    assert config.model.price is not None
+    assert config.model.price.output == Decimal("2.000001")
     monkeypatch.setenv("DEEPREQUEST_HTTP__PORT", "4444")
     assert ServeConfig.model_validate(config.model_dump(mode="json")) == config
 
@@ -58,8 +62,16 @@ def test_a_resolved_configuration_travels_without_the_environment(
     [
         ("model: {path: m}\nhtpp: {}\n", "htpp"),
         ("model: {path: m}\nhttp: {port: 99999999}\n", "http.port"),
+        ("model: {path: m}\nledger: {url: mysql://h/d}\n", "ledger.url"),
+        ("model: {path: m, price: {input: 1, output: 0.0000001}}\n", "model.price.output"),
+        (
+            "model: {path: m, price: {input: 1, cached_input: 2, output: 3}}\n",
+            "model.price.cached_input",
+        ),
         ("model: {path: m}\nengine: {max_num_seq: 3}\n", "max_num_seq"),
         ("model: {path: m}\nengine: {tensor_parallel_size: 0}\n", "tensor_parallel_size"),
+        ("model: {path: m}\nadmission: {classes: {gold: {}}}\n", "admission.classes.gold"),
+        ("model: {path: m}\nadmission: {classes: {batch: {ceiling: 2}}}\n", "batch.ceiling"),
         ("model: {}\n", "model.path"),
         ("- a\n", "mapping"),
         ("a: [\n", "YAML"),
@@ -128,11 +140,11 @@ def test_the_state_directory_of_the_file_is_used_unless_another_is_given(
     assert ServeConfig.load(path).state_dir == tmp_path / "of-environment"
 
 
-def test_key_and_pepper_files_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
-    text = "admission: {pepper_file: secret/pepper, keys_file: /keys/keys.json, pool: blue}\n"
+def test_tenants_and_pepper_files_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    text = "admission: {pepper_file: secret/pepper, tenants_file: /keys/tenants.yaml, pool: blue}\n"
     state = service_state(written(tmp_path, MINIMAL + text))
     assert state.pepper_path == tmp_path / "secret/pepper"
-    assert state.keys_path == Path("/keys/keys.json")
+    assert state.tenants_path == Path("/keys/tenants.yaml")
     assert state.admission.pool == "blue"
 
 
@@ -141,10 +153,32 @@ def test_without_a_file_the_state_directory_holds_everything(
 ) -> None:
     monkeypatch.setenv("DEEPREQUEST_REDIS_URL", "redis://127.0.0.1:1")
     state = service_state(option=tmp_path)
-    assert (state.pepper_path, state.keys_path) == (tmp_path / "pepper", tmp_path / "keys.json")
+    assert state.pepper_path == tmp_path / "pepper"
+    assert state.tenants_path == tmp_path / "tenants.yaml"
     assert state.admission.redis_url == "redis://127.0.0.1:1"
     assert state.admission.pool == "main"
 
 
 def test_the_state_directory_defaults_to_the_working_directory() -> None:
     assert state_dir() == Path.cwd() / ".deeprequest"
+
+
+def test_what_is_said_of_one_class_leaves_the_others_and_its_own_rest_alone(tmp_path: Path) -> None:
+    text = MINIMAL + "admission: {classes: {batch: {ceiling: 0.5}}}\n"
+    classes = ServeConfig.load(written(tmp_path, text)).admission.classes
+    assert (classes.batch.ceiling, classes.batch.promotion_s) == (0.5, 120)
+    assert classes.interactive.reserved_share == 0.1
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        ("{system: {reserved_share: 0.9}}", "add up to 1"),
+        ("{default: {ceiling: 0.7}}", "above a higher class's"),
+    ],
+)
+def test_classes_that_contradict_each_other_are_refused(
+    tmp_path: Path, classes: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        ServeConfig.load(written(tmp_path, f"{MINIMAL}admission: {{classes: {classes}}}\n"))

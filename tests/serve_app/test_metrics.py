@@ -22,6 +22,8 @@ class Load:
 class View:
     replicas: Sequence[Load]
     queued: int
+    ledger_waiting: int = 0
+    ledger_dropped: int = 0
 
 
 def samples(text: bytes) -> dict[str, float]:
@@ -42,6 +44,13 @@ def test_replica_stats_become_gauges_and_counters() -> None:
     assert values["deeprequest_queue_length"] == 4
     assert values["deeprequest_replicas_ready"] == 1
     assert values["deeprequest_admission_store_up"] == 1
+
+
+def test_the_ledger_s_backlog_and_losses_are_told() -> None:
+    view = View([], 0, ledger_waiting=7, ledger_dropped=2)
+    values = samples(Metrics("in-1").exposition(view))
+    assert values["deeprequest_ledger_entries_waiting"] == 7
+    assert values["deeprequest_ledger_entries_dropped_total"] == 2
 
 
 def test_finished_requests_add_up() -> None:

@@ -103,6 +103,7 @@ def test_a_services_file_brings_model_and_settings() -> None:
         (("deepseek-r1-33b",), "did you mean deepseek-r1-32b?"),
         (("32b", "--gpu", "H300"), "H300 is not a known device; known are A10G"),
         (("--config", "none.yaml"), "none.yaml"),
+        (("1.5b", "--device", "cpu", "--dtype", "fp8"), "on a CPU use --dtype int8"),
     ],
 )
 def test_what_is_not_known_is_an_error_line(words: tuple[str, ...], complaint: str) -> None:
@@ -115,6 +116,11 @@ def test_what_is_not_known_is_an_error_line(words: tuple[str, ...], complaint: s
 def test_figures_that_cannot_be_are_refused() -> None:
     for words in (("--memory-gib", "0"), ("--batch", "0"), ("--max-model-len", "-5")):
         assert typed("32b", *words).exit_code == 2
+
+
+def test_keys_and_values_are_planned_in_the_formats_that_the_engine_keeps_them_in() -> None:
+    assert planned("32b", "--kv-dtype", "fp32")["settings"]["kv_bytes_per_number"] == 4
+    assert typed("32b", "--kv-dtype", "fp8").exit_code == 2
 
 
 def test_help_names_every_option() -> None:

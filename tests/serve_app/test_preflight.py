@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import ConfigError, ModelSection, ServeConfig
+from serve_app.config import ConfigError, ServeConfig
 from serve_app.preflight import check
+from serve_app.sections import AdmissionSection, ModelSection
 
 DEMO = Path(__file__).resolve().parents[2] / "configs/models/deeprequest-demo"
 LONGEST: int = json.loads((DEMO / "config.json").read_text())["max_position_embeddings"]
@@ -83,3 +84,10 @@ def test_a_context_longer_than_the_models_is_refused(checkpoint: Path) -> None:
     told = refused(checkpoint, max_model_len=LONGEST + 1)
     assert f"engine.max_model_len {LONGEST + 1}" in told
     assert f"the {LONGEST} tokens" in told
+
+
+def test_a_redis_url_that_cannot_be_one_is_named() -> None:
+    section = AdmissionSection(redis_url="redis+sentinel://a")
+    wrong = config(DEMO).model_copy(update={"admission": section})
+    with pytest.raises(ConfigError, match=r"admission\.redis_url .*name of the master"):
+        check(wrong)

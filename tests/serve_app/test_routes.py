@@ -1,153 +1,19 @@
 """The application as a client sees it: a real service and a real Redis, a scripted model."""
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator
 
-import httpx2 as httpx
 import pytest
 from fastapi.routing import iter_route_contexts
-from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.request import EngineStats, FinishReason, RequestOutput, Usage
-from cluster.text.tokenizer import Tokenizer
-from serve_app.chat_service import ChatService, ModelFacts
-from serve_app.config import HttpSection
-from serve_app.deltas import DeltaLinks, DeltaServer, ReplicaLostError, Submission
-from serve_app.metrics import Metrics
-from serve_app.routes import PUBLIC_PATHS, ClusterView, create_app
-from serve_app.tenancy.redis_server import RedisServer
-from serve_app.tenancy.refusals import StoreUnavailable
-from tests.serve_app.tenancy.world import World
+from serve_app.routes import PUBLIC_PATHS
+from tests.serve_app.site import CHAT, CONTEXT, MODEL_ID, Load, Site, error_of
+from tests.serve_app.tenancy.world import until
 
-MODEL = Path(__file__).resolve().parents[2] / "configs" / "models" / "deeprequest-demo"
-MODEL_ID = "deepseek-r1-32b"
-CONTEXT = 512
-CHAT = "/v1/chat/completions"
-HELLO: dict[str, Any] = {
-    "model": MODEL_ID,
-    "max_tokens": 20,
-    "messages": [{"role": "user", "content": "hello"}],
-}
 PUBLIC_GETS = [path.format(name="docs-init.js") for path in PUBLIC_PATHS]
 
-
-class ScriptedReplica:
-    """Thinks "hm" and says "hi"; when `lost`, its machine dies first."""
-
-    def __init__(self) -> None:
-        self.lost = False
-
-    async def submit(self, submission: bytes) -> None:
-        if self.lost:
-            raise ReplicaLostError
-        decoded = Submission.decode(submission)
-        links = DeltaLinks("r1", lambda _: None)
-        await links.connect(decoded.address)
-        rid = decoded.request.request_id
-        usage = Usage(len(decoded.request.prompt_token_ids), 3, 0, 1)
-        thought = RequestOutput(rid, reasoning="hm", token_ids=[7])
-        said = RequestOutput(rid, content="hi", reasoning_ended=True, token_ids=[8, 9])
-        said.finish_reason, said.usage = FinishReason.STOP, usage
-        for output in (thought, said):
-            links.send(decoded.address, [output])
-        await links.close()
-
-
-@dataclass
-class Load:
-    ready: bool
-    replica: str = "r1"
-    stats: EngineStats = field(default_factory=EngineStats)
-
-
-class Site:
-    """The application over one World, and a client of it."""
-
-    def __init__(self, world: World, service: ChatService, replica: ScriptedReplica) -> None:
-        self.world, self.replica = world, replica
-        self.store_is_up = True
-        self.loads: list[Load] = []
-        self.app = create_app(service, self._view)
-        transport = httpx.ASGITransport(app=self.app)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
-
-    async def _view(self) -> ClusterView:
-        if not self.store_is_up:
-            raise StoreUnavailable("away")
-        return ClusterView([*self.loads], 0)
-
-    async def bearer(self, **limits: Any) -> dict[str, str]:
-        """The headers of a new key."""
-        return {"authorization": f"Bearer {(await self.world.key(**limits)).secret}"}
-
-    async def chat(self, headers: dict[str, str], **changes: Any) -> httpx.Response:
-        return await self.client.post(CHAT, json={**HELLO, **changes}, headers=headers)
-
-    async def counted(self) -> dict[str, float]:
-        """Answers of the chat route by status."""
-        text = (await self.client.get("/metrics")).text
-        samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
-        return {
-            s.labels["status"]: s.value for s in samples if s.name == "deeprequest_requests_total"
-        }
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(str(MODEL))
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def site(
-    redis_server: RedisServer, tokenizer: Tokenizer, tmp_path: Path
-) -> AsyncIterator[Site]:
-    deltas = DeltaServer("127.0.0.1", range(29200, 29300))
-    await deltas.start()
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(deltas.stop)
-        world = await stack.enter_async_context(World(redis_server.url, tmp_path))
-        replica = ScriptedReplica()
-        service = ChatService(
-            ModelFacts(MODEL_ID, "fp_1", CONTEXT, 1_700_000_000, "deeprequest-demo"),
-            HttpSection(),
-            tokenizer,
-            await world.ingress(),
-            replica,
-            deltas,
-            Metrics("in-1"),
-        )
-        found = Site(world, service, replica)
-        await stack.enter_async_context(found.client)
-        yield found
-
-
 pytestmark = pytest.mark.anyio
-
-
-def error_of(reply: httpx.Response) -> dict[str, Any]:
-    """The error of an envelope and nothing else."""
-    assert reply.headers["content-type"] == "application/json"
-    body = reply.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    error: dict[str, Any] = body["error"]
-    return error
 
 
 async def never_read() -> AsyncIterator[bytes]:
@@ -205,7 +71,75 @@ async def test_every_route_is_public_by_name_or_asks_for_a_key(site: Site) -> No
             reply = await site.client.request(method, url)
             assert reply.status_code == 401, (method, url)
             asked.add((method, url))
-    assert asked == {("GET", "/v1/models"), ("GET", f"/v1/models/{MODEL_ID}"), ("POST", CHAT)}
+    assert asked == {
+        ("GET", "/v1/models"),
+        ("GET", f"/v1/models/{MODEL_ID}"),
+        ("POST", CHAT),
+        ("POST", f"{CHAT}/render"),
+        ("POST", "/v1/completions"),
+        ("POST", f"{CHAT}/{{id}}/cancel"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/admin/v1/keys"),
+        ("POST", "/admin/v1/keys"),
+        ("GET", "/admin/v1/keys/{key_id}"),
+        ("PATCH", "/admin/v1/keys/{key_id}"),
+        ("DELETE", "/admin/v1/keys/{key_id}"),
+        ("POST", "/admin/v1/keys/{key_id}/rotate"),
+        ("GET", "/admin/v1/tenants"),
+        ("PATCH", "/admin/v1/tenants/{name}"),
+        ("GET", "/admin/v1/queue"),
+        ("GET", "/admin/v1/audit"),
+        ("GET", "/v1/usage"),
+        ("GET", "/admin/v1/usage"),
+    }
+
+
+async def test_without_its_scope_a_key_is_good_for_nothing_but_the_models(site: Site) -> None:
+    created = await site.world.key_for("usage")
+    headers = {"authorization": f"Bearer {created.secret}"}
+    for path in (CHAT, "/v1/completions", "/tokenize", "/detokenize", f"{CHAT}/render"):
+        reply = await site.client.post(path, content=never_read(), headers=headers)
+        assert reply.status_code == 403
+        error = error_of(reply)
+        assert error["code"] == "permission_denied"
+        assert "inference scope" in error["message"]
+    assert (await site.client.get("/v1/models", headers=headers)).status_code == 200
+    assert await site.counted() == {"403": 2}
+
+
+async def test_a_model_that_a_key_may_not_use_does_not_exist_for_it(site: Site) -> None:
+    await site.world.replica()
+    for models, allowed in ((("other",), False), (("other", MODEL_ID), True)):
+        created = await site.world.key_for("inference", models=models)
+        headers = {"authorization": f"Bearer {created.secret}"}
+        reply = await site.chat(headers)
+        assert reply.status_code == (200 if allowed else 404)
+        if not allowed:
+            assert error_of(reply)["code"] == "model_not_found"
+        listed = (await site.client.get("/v1/models", headers=headers)).json()["data"]
+        assert [model["id"] for model in listed] == [MODEL_ID] * allowed
+        found = await site.client.get(f"/v1/models/{MODEL_ID}", headers=headers)
+        assert found.status_code == (200 if allowed else 404)
+
+
+async def test_a_stream_of_a_revoked_key_ends_with_an_error_and_is_settled(site: Site) -> None:
+    await site.world.replica()
+    created = await site.world.key()
+    headers = {"authorization": f"Bearer {created.secret}"}
+    site.replica.released = asyncio.Event()
+    asking = asyncio.create_task(site.chat(headers, stream=True))
+    await until(lambda: site.replica.submitted)
+    site.world.keys.revoke(created.key.id)
+    await site.world.publish()
+    last = (await asking).text.split("\n\n")[-2]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "invalid_api_key"
+
+    async def settled() -> bool:
+        return bool(await site.world.raw("XLEN", "led"))
+
+    await until(settled)
+    assert (await site.chat(headers)).status_code == 401
 
 
 async def test_the_model_is_listed_and_found_by_its_id(site: Site) -> None:

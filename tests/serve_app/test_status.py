@@ -1,13 +1,16 @@
 """What `deeprequest status --json` says, from heartbeats in a real Redis."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
-from serve_app.status import publish_keys, read_status
+from serve_app.status import publish_keys, read_status, status_if_known
 from serve_app.tenancy.capacity import CapacityReporter, ReplicaLoad
-from serve_app.tenancy.keys import KeyFile
+from serve_app.tenancy.key_file import KeyFile
 from serve_app.tenancy.redis_server import RedisServer
 from serve_app.tenancy.refusals import StoreUnavailable
 from serve_app.tenancy.store import Store
@@ -56,7 +59,7 @@ async def test_a_replica_that_left_and_another_pool_are_not_shown(redis: RedisSe
 async def test_published_keys_are_known_in_their_pool_alone(
     redis: RedisServer, tmp_path: Path
 ) -> None:
-    key_file = KeyFile(tmp_path / "keys.json", b"p" * 64)
+    key_file = KeyFile(tmp_path / "tenants.yaml", b"p" * 64)
     created = key_file.create("acme")
     await publish_keys(redis.url, key_file.read(), "keyed")
     async with Store(redis.url, "keyed", timeout_s=3.0) as store:
@@ -68,3 +71,18 @@ async def test_published_keys_are_known_in_their_pool_alone(
 async def test_silence_of_redis_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable):
         await read_status(f"unix://{tmp_path}/none.sock")
+
+
+async def test_what_runs_is_unknown_while_redis_hangs_and_known_again_afterwards(
+    tmp_path: Path,
+) -> None:
+    with RedisServer(tmp_path / "redis") as redis, structlog.testing.capture_logs() as told:
+        assert redis.pid is not None
+        os.kill(redis.pid, signal.SIGSTOP)
+        try:
+            assert await status_if_known(redis.url) is None
+        finally:
+            os.kill(redis.pid, signal.SIGCONT)
+        while await status_if_known(redis.url) is None:
+            pass  # a loaded machine takes its time
+    assert not told  # who asks twice a second tells it in words of its own

@@ -1,11 +1,19 @@
 -- uses: common
 -- BEAT <now> <ingress> <lease> <waiting rid...> (at most 64 rids; lease 0: the ingress leaves).
--- Renews the ingress's one lease. Returns the epoch, how many requests Redis holds for it, and, for
--- each rid given, `run fence replica`, `wait 0 ''` or `gone 0 ''`: a lost push costs one beat.
+-- Renews the ingress's one lease. Returns the epoch, how often keys have changed, how many requests
+-- Redis holds for it, and, for each rid given, `run fence replica`, `wait 0 ''` or `gone 0 ''`: a lost
+-- push costs one beat.
 
 local ingress = ARGV[2]
-call('ZADD', P .. 'ls', int(now + tonumber(ARGV[3])), ingress)
-local reply = {pool.epoch ~= 0 and pool.epoch or '', call('SCARD', P .. 'in:' .. ingress)}
+local ends = now + tonumber(ARGV[3])
+call('ZADD', P .. 'ls', ends, ingress)
+if ends < pool.due then
+  pool.due = ends
+  save_pool()
+end
+local reply = {
+  pool.epoch ~= 0 and pool.epoch or '', pool.nconf, call('SCARD', P .. 'in:' .. ingress),
+}
 for i = 4, math.min(#ARGV, 67) do
   local r = read_request(ARGV[i])
   local state = r and (r.state == 'r' and 'run' or 'wait') or 'gone'

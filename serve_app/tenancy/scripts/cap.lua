@@ -1,4 +1,4 @@
--- uses: common meter capacity fair request grant
+-- uses: common meter price budget classes capacity fair promise request grant
 -- CAP <now> <replica> <ttl> <state> <kv_total> <kv_free> <kv_planned> <running> <waiting>
 --     <max_running> <block> <incarnation> <info>
 -- A replica's heartbeat and truth, in KV tokens. State ready | starting | draining | stopped; only
@@ -8,7 +8,9 @@ local id, state = ARGV[2], ARGV[4]
 if state == 'stopped' then
   remove_replica(id)
 else
-  call('ZADD', P .. 'rep', int(now + tonumber(ARGV[3])), id)
+  local ends = now + tonumber(ARGV[3])
+  pool.due = math.min(pool.due, ends)
+  call('ZADD', P .. 'rep', ends, id)
   call('HSET', P .. 'rep:' .. id, 'state', state, 'kv_total', ARGV[5], 'kv_free', ARGV[6],
     'kv_planned', ARGV[7], 'running', ARGV[8], 'waiting', ARGV[9], 'max_running', ARGV[10],
     'block', ARGV[11], 'incarnation', ARGV[12], 'info', ARGV[13])

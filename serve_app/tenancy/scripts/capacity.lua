@@ -31,18 +31,29 @@ local function forget_grant(kv, began)
   end
 end
 
-local function usable()
+-- KV tokens that may be promised so that `ceiling` percent of all are not passed.
+local function usable(ceiling)
   roll_buckets()
   local fresh = pool.g0 + pool.g1 + pool.g2 + pool.g3
-  return math.min(pool.ktot - pool.committed, pool.kbrake - fresh, pool.kref - fresh)
+  local spare = math.floor(pool.ktot * (100 - ceiling) / 100)
+  local braked = math.max(0, spare - (pool.ktot - pool.kmost))  -- kbrake has spared kmost's part
+  return math.min(pool.ktot - spare - pool.committed, pool.kbrake - braked - fresh,
+    pool.kref - spare - fresh)
 end
 
-local function fits(kv) return pool.running < pool.maxrun and kv <= usable() end
+-- Whether a request may start. The ceiling of a class counts in slots too, and holds nobody back
+-- while nothing runs.
+local function fits(kv, ceiling)
+  if pool.running == 0 then ceiling = ALL end
+  local slots = math.max(1, math.floor(pool.maxrun * ceiling / 100))
+  return pool.running < math.min(slots, pool.maxrun) and kv <= usable(ceiling)
+end
 
 -- Sums the ready replicas up again; at most 256 are counted.
 local function recount()
   local was_ready = pool.ready
-  pool.ready, pool.ktot, pool.kbrake, pool.kref, pool.maxrun, pool.maxneed = 0, 0, 0, 0, 0, 0
+  pool.ready, pool.ktot, pool.kmost, pool.kbrake, pool.kref = 0, 0, 0, 0, 0
+  pool.maxrun, pool.maxneed = 0, 0
   for _, id in ipairs(call('ZRANGE', P .. 'rep', 0, 255)) do
     local v = call('HMGET', P .. 'rep:' .. id, 'state', 'kv_total', 'kv_free', 'kv_planned',
       'max_running', 'block')
@@ -51,6 +62,7 @@ local function recount()
       local reserve = math.floor(total * 8 / 100)
       pool.ready = pool.ready + 1
       pool.ktot = pool.ktot + total
+      pool.kmost = pool.kmost + total - reserve
       pool.kbrake = pool.kbrake + num(v[3]) - reserve
       pool.kref = pool.kref + total - num(v[4])
       pool.maxrun = pool.maxrun + num(v[5])
@@ -74,7 +86,7 @@ end
 
 -- A replica that has not reported for its time to live offers nothing any more.
 local function drop_silent_replicas()
-  local silent = call('ZRANGEBYSCORE', P .. 'rep', '-inf', int(now), 'LIMIT', 0, 16)
+  local silent = call('ZRANGEBYSCORE', P .. 'rep', '-inf', now, 'LIMIT', 0, 16)
   for _, id in ipairs(silent) do remove_replica(id) end
   if #silent > 0 then recount() end
   return #silent > 0
@@ -88,14 +100,18 @@ local function kv_need(tokens)
   return need
 end
 
--- Milliseconds until `count` waiters with `kv` tokens of need have been let in, by Little's law from
--- what runs and the mean times of finished requests; -1 while nothing is known.
-local function time_to_serve(kv, count)
+-- Milliseconds in which what runs makes room for `count` requests with `kv` tokens of need, by Little's
+-- law and the mean times of finished requests; -1 while nothing is known.
+local function time_of(kv, count)
   if pool.running <= 0 or pool.committed <= 0 or pool.ewk <= 0 then return -1 end
-  local tokens = math.max(0, kv - math.max(0, usable()))
+  return math.max(kv * (pool.eww / pool.ewk) / pool.committed, count * (pool.ewd / 256) / pool.running)
+end
+
+-- Milliseconds until `count` waiters with `kv` tokens of need have been let in, into what is free first.
+local function time_to_serve(kv, count)
+  local tokens = math.max(0, kv - math.max(0, usable(ALL)))
   local slots = math.max(0, count - math.max(0, pool.maxrun - pool.running))
-  return math.ceil(math.max(tokens * (pool.eww / pool.ewk) / pool.committed,
-    slots * (pool.ewd / 256) / pool.running))
+  return math.ceil(time_of(tokens, slots))
 end
 
 -- Milliseconds a client should stay away while no replica is ready.

@@ -1,12 +1,11 @@
 -- What every script starts with: the key prefix, the clock, exact integers, records, the pool.
 -- KEYS[1] is `dr:{<pool>}:pool`; ARGV[1] is '' (Redis's own clock) or, in tests, microseconds.
--- Lua doubles are exact to 2^53, but tostring keeps 14 digits: as arguments of commands numbers are
--- written with `int`. What is always read and written as a whole (pool, req:*, mt:*) is a record:
--- a string of MessagePack, whose absent fields are 0. That costs a third of a hash of its size.
+-- Lua doubles are exact to 2^53. A command is told a number in full, but tostring keeps 14 digits: inside
+-- of strings numbers that may be longer are written with `int`. What is always read and written as a whole (pool, req:*, mt:*, key:*, ten:*) is a
+-- record: a string of MessagePack, whose absent fields are 0. That costs a third of a hash of its size.
 
 local P = string.sub(KEYS[1], 1, -5)
 local call = redis.call
-local CLASS = 'default'
 
 local now
 if ARGV[1] == '' then
@@ -28,20 +27,27 @@ local function save(key, record) call('SET', key, cmsgpack.pack(record)) end
 
 -- The pool's record:
 -- epoch                           0 in an empty Redis: the keys have to be loaded first
+-- conf nconf                      newest version of the keys; how often they changed
 -- fence arr tick                  grants made; time of the last arrival, of the last TICK
 -- committed running waiting wneed KV tokens and requests running; requests and KV tokens waiting
 -- gb g0..g3                       KV tokens granted lately, by quarter second (gb: newest quarter)
--- vclock                          the fair queue's virtual clock
--- ready ktot kbrake kref maxrun maxneed block  what the ready replicas offer together
+-- w1..4 n1..4 k1..4 v1..4 s1..4   the same and more by class (classes.lua)
+-- ready ktot kmost kbrake kref maxrun maxneed block  what the ready replicas offer together
 -- ew ewn ewd                      means of output length, their count, of service time (x 256)
 -- eww ewk                         KV x ms and KV of finished requests, fading
 -- cold emptyat                    cold start in microseconds; since when no replica is ready
+-- due                             before then no lease and no replica's heartbeat can be over
+-- gone                            until then some `paid:<rid>` may be held
+-- prom                            latest time promised to anybody refused (promise.lua)
 -- nadm nset ncan                  requests admitted, settled, cancelled before they ran
+-- ndrop paid                      ledger entries dropped before they were stored; the epoch whose
+--                                 budgets were reckoned up from the ledger
 local pool = load(KEYS[1])
 local function save_pool() save(KEYS[1], pool) end
 
--- A request's record: state (q waiting, r running), digest key tenant weight ingress, input output kv
--- (what is reserved), enq beg mx (arrival, start, longest run), replica fence vc (charged time).
+-- A request's record: state (q waiting, r running), digest key tenant weight rank ingress, input
+-- output kv (what is reserved), enq beg mx (arrival, start, longest run), day (that budgets count it
+-- in), model, price (scripts/price.lua), mark (promise.lua), replica fence vc (charged time).
 local function read_request(rid)
   local packed = call('GET', P .. 'req:' .. rid)
   return packed and cmsgpack.unpack(packed)

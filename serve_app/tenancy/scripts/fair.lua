@@ -1,11 +1,15 @@
--- The fair queue: FIFO within a tenant, tenants by virtual time (virtual token counters).
+-- The fair queue of a class: FIFO within a tenant, tenants by virtual time (virtual token counters).
 -- vt:<class> orders tenants that have waiters; vth keeps everybody's time while idle. Whoever comes
 -- back from idle is lifted to the present, so nobody saves up service. Cost: 10 per input token,
--- 1 per cached one, 40 per output token, divided by the tenant's weight.
+-- 1 per cached one, 40 per output token, divided by the tenant's weight. Classes share nothing: what
+-- a tenant's batch was given does not hold up what it asks for interactively.
 
-local VT, VTH, WN = P .. 'vt:' .. CLASS, P .. 'vth', P .. 'wn:' .. CLASS
+local VTH, WN = P .. 'vth', P .. 'wn'
+local VT = {}
+for class = 1, 4 do VT[class] = P .. 'vt:' .. CLASSES[class] end
 
-local function queue_of(tenant) return P .. 'q:' .. CLASS .. ':' .. tenant end
+local function queue_of(class, tenant) return P .. 'q:' .. CLASSES[class] .. ':' .. tenant end
+local function field_of(class, tenant) return CLASSES[class] .. ':' .. tenant end
 
 local function fair_cost(input, cached, output, weight)
   return math.floor((10 * (input - cached) + cached + 40 * output) / weight)
@@ -13,62 +17,85 @@ end
 
 -- The time of a tenant without waiters, lifted to the present: that of the tenant next in turn, else
 -- the clock left by the last grant. Whoever lifts also sets.
-local function lifted(tenant)
-  local present = pool.vclock
-  if pool.waiting > 0 then
-    present = tonumber(call('ZRANGE', VT, 0, 0, 'WITHSCORES')[2])
+local function lifted(class, tenant)
+  local present = pool[CLOCK[class]]
+  if pool[WAITING[class]] > 0 then
+    present = tonumber(call('ZRANGE', VT[class], 0, 0, 'WITHSCORES')[2])
   end
-  return math.max(num(call('HGET', VTH, tenant)), present)
+  return math.max(num(call('HGET', VTH, field_of(class, tenant))), present)
 end
 
-local function set_time(tenant, time)
-  call('HSET', VTH, tenant, int(time))
-  if pool.waiting > 0 then call('ZADD', VT, 'XX', int(time), tenant) end
+local function set_time(class, tenant, time)
+  call('HSET', VTH, field_of(class, tenant), time)
+  if pool[WAITING[class]] > 0 then call('ZADD', VT[class], 'XX', time, tenant) end
 end
 
-local function charge(tenant, cost)
-  local time = call('HINCRBY', VTH, tenant, int(cost))
-  if pool.waiting > 0 then call('ZADD', VT, 'XX', int(time), tenant) end
+local function charge(class, tenant, cost)
+  local time = call('HINCRBY', VTH, field_of(class, tenant), cost)
+  if pool[WAITING[class]] > 0 then call('ZADD', VT[class], 'XX', time, tenant) end
 end
 
-local function enqueue(rid, tenant, kv, deadline)
-  if call('ZCARD', queue_of(tenant)) == 0 then
-    local time = lifted(tenant)
-    call('HSET', VTH, tenant, int(time))
-    call('ZADD', VT, int(time), tenant)
+local function count_waiting(class, count, kv)
+  local waiting, need = WAITING[class], NEED[class]
+  pool.waiting, pool[waiting] = pool.waiting + count, pool[waiting] + count
+  pool.wneed, pool[need] = pool.wneed + kv, pool[need] + kv
+end
+
+local function enqueue(rid, r, deadline)
+  local class, tenant = r.rank, r.tenant
+  local queue = queue_of(class, tenant)
+  if call('ZCARD', queue) == 0 then
+    local time = lifted(class, tenant)
+    call('HSET', VTH, field_of(class, tenant), time)
+    call('ZADD', VT[class], time, tenant)
   end
+  if pool[WAITING[class]] == 0 then pool[TURN[class]] = now end
   pool.arr = math.max(pool.arr + 1, now)
-  call('ZADD', queue_of(tenant), int(pool.arr), rid)
-  call('ZADD', P .. 'dl', int(deadline), rid)
-  call('HINCRBY', WN, tenant, int(kv))
-  pool.waiting = pool.waiting + 1
-  pool.wneed = pool.wneed + kv
+  call('ZADD', queue, pool.arr, rid)
+  call('ZADD', P .. 'dl', deadline, rid)
+  call('HINCRBY', WN, field_of(class, tenant), r.kv)
+  count_waiting(class, 1, r.kv)
 end
 
-local function unqueue(rid, tenant, kv)
-  call('ZREM', queue_of(tenant), rid)
+local function unqueue(rid, r)
+  local class, tenant = r.rank, r.tenant
+  local queue = queue_of(class, tenant)
+  call('ZREM', queue, rid)
   call('ZREM', P .. 'dl', rid)
-  pool.waiting = pool.waiting - 1
-  pool.wneed = pool.wneed - kv
-  if call('ZCARD', queue_of(tenant)) == 0 then
-    call('ZREM', VT, tenant)
-    call('HDEL', WN, tenant)
+  count_waiting(class, -1, -r.kv)
+  if call('ZCARD', queue) == 0 then
+    call('ZREM', VT[class], tenant)
+    call('HDEL', WN, field_of(class, tenant))
   else
-    call('HINCRBY', WN, tenant, int(-kv))
+    call('HINCRBY', WN, field_of(class, tenant), 0 - r.kv)
   end
 end
 
--- Predicted milliseconds for a waiter with `kv` tokens and `count` waiters of its own tenant up to
--- and with itself, when `tenants` wait: each other tenant may be served as much meanwhile, and
--- never more than waits altogether.
-local function fair_wait(kv, count, tenants, all_kv, all_count)
-  return time_to_serve(math.min(all_kv, kv * tenants), math.min(all_count, count * tenants))
+-- Predicted milliseconds for a waiter with `kv` tokens and `count` waiters of its own class and tenant
+-- up to and with itself, when `tenants` wait there and the class has `all_kv` and `all_count` with it:
+-- each other tenant may be served as much meanwhile, and never more than waits altogether; before
+-- them go all that wait in higher classes.
+local function fair_wait(class, kv, count, tenants, all_kv, all_count)
+  kv, count = math.min(all_kv, kv * tenants), math.min(all_count, count * tenants)
+  for higher = 1, class - 1 do
+    kv, count = kv + pool[NEED[higher]], count + pool[WAITING[higher]]
+  end
+  return time_to_serve(kv, count)
+end
+
+-- Microseconds that a waiter with `kv` tokens holds up those behind it in its class and tenant; while
+-- nothing is known requests are taken to last a second.
+local function time_of_place(class, kv)
+  local tenants = math.max(1, call('ZCARD', VT[class]))
+  local ms = time_of(kv * tenants, tenants)
+  if ms < 0 then ms = 1000 * tenants / math.max(1, pool.running) end
+  return math.ceil(ms * 1000)
 end
 
 -- With nobody running or waiting nothing is owed: virtual time starts afresh.
 local function rest_when_empty()
   if pool.running == 0 and pool.waiting == 0 then
     call('DEL', VTH)
-    pool.vclock = 0
+    for class = 1, 4 do pool[CLOCK[class]] = nil end
   end
 end

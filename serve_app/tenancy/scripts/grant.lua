@@ -1,7 +1,9 @@
--- GRANT: hands free capacity to waiters in fair order, at most 64 a call; and the sweeping that
--- any script may do: waiters past their deadline, runners past their longest end, requests of dead
+-- GRANT: hands free capacity to waiters, the class whose turn it is first and fair within it, at most
+-- 64 a call; who is next and does not fit is waited for, or large requests would starve. And the
+-- sweeping that any script may do: waiters past their deadline, runners past their longest end, requests of dead
 -- ingresses (32 a call). Whatever happens to a waiter is pushed to its ingress's list as
--- `g <rid> <fence> <replica>`, `x <rid> full|none <ms>` or `s <rid>` (a runner was ended).
+-- `g <rid> <fence> <replica>`, `x <rid> full|none <ms>`, `s <rid>` (a runner was ended) or `c <rid>`
+-- (its owner wants it no more).
 
 local function tell(ingress, ...)
   call('RPUSH', P .. 'gr:' .. ingress, table.concat({...}, ' '))
@@ -13,32 +15,36 @@ local function lease_holds(ingress)
 end
 
 local function refuse_late(rid, r)
-  release(rid, r, 'deadline', 0, 0, 0)
+  release(rid, r, 'deadline', UNUSED)
   if pool.ready == 0 then
-    tell(r.ingress, 'x', rid, 'none', int(cold_start_left()))
+    tell(r.ingress, 'x', rid, 'none', cold_start_left())
   else
-    local more = time_to_serve(pool.wneed + r.kv, pool.waiting + 1)
-    tell(r.ingress, 'x', rid, 'full', int(math.max(1000, more)))
+    local line = line_of(r.rank, r.tenant)
+    local told = promise(line, r.mark, time_of_place(r.rank, r.kv), 0)
+    save_line(r.rank, r.tenant, line)
+    tell(r.ingress, 'x', rid, 'full', told)
   end
 end
 
 local function sweep_deadlines()
-  for _, rid in ipairs(call('ZRANGEBYSCORE', P .. 'dl', '-inf', int(now), 'LIMIT', 0, 64)) do
+  for _, rid in ipairs(call('ZRANGEBYSCORE', P .. 'dl', '-inf', now, 'LIMIT', 0, 64)) do
     refuse_late(rid, read_request(rid))
   end
-  for _, rid in ipairs(call('ZRANGEBYSCORE', P .. 'mx', '-inf', int(now), 'LIMIT', 0, 32)) do
+  for _, rid in ipairs(call('ZRANGEBYSCORE', P .. 'mx', '-inf', now, 'LIMIT', 0, 32)) do
     local r = read_request(rid)
-    release(rid, r, 'lost', r.input, 0, 0)
+    release(rid, r, 'lost', used_so_far(rid, r))
     tell(r.ingress, 's', rid)
   end
 end
 
 local function reap()
-  local dead = call('ZRANGEBYSCORE', P .. 'ls', '-inf', int(now), 'LIMIT', 0, 1)[1]
+  local dead = call('ZRANGEBYSCORE', P .. 'ls', '-inf', now, 'LIMIT', 0, 1)[1]
   if not dead then return false end
-  for _, rid in ipairs(call('SRANDMEMBER', P .. 'in:' .. dead, 32)) do
+  local rids = call('SRANDMEMBER', P .. 'in:' .. dead, 32)
+  table.sort(rids)  -- a refund stops at an empty meter, so their order counts
+  for _, rid in ipairs(rids) do
     local r = read_request(rid)
-    release(rid, r, 'lost', r.state == 'r' and r.input or 0, 0, 0)
+    release(rid, r, 'lost', used_so_far(rid, r))
   end
   if call('EXISTS', P .. 'in:' .. dead) == 0 then
     call('ZREM', P .. 'ls', dead)
@@ -47,26 +53,36 @@ local function reap()
   return true
 end
 
+-- Until then no lease and no replica can be found to have ended.
+local function know_due()
+  pool.due = 2 ^ 52
+  for _, ends in ipairs({P .. 'ls', P .. 'rep'}) do
+    pool.due = math.min(pool.due, tonumber(call('ZRANGE', ends, 0, 0, 'WITHSCORES')[2]) or pool.due)
+  end
+end
+
 local function grant()
   for _ = 1, 64 do
     if pool.waiting == 0 or pool.running >= pool.maxrun then return end
-    local turn = call('ZRANGE', VT, 0, 0, 'WITHSCORES')
-    local tenant, time = turn[1], tonumber(turn[2])
-    local rid = call('ZRANGE', queue_of(tenant), 0, 0)[1]
+    local class, ceiling = turn()
+    local next_one = call('ZRANGE', VT[class], 0, 0, 'WITHSCORES')
+    local tenant, time = next_one[1], tonumber(next_one[2])
+    local rid = call('ZRANGE', queue_of(class, tenant), 0, 0)[1]
     local r = read_request(rid)
     local late = num(call('ZSCORE', P .. 'dl', rid)) <= now
     if late then
       refuse_late(rid, r)
     elseif not lease_holds(r.ingress) then
-      release(rid, r, 'lost', 0, 0, 0)
+      release(rid, r, 'lost', UNUSED)
     else
       local kv = math.min(r.kv, pool.maxneed)
-      if not fits(kv) then return end
-      unqueue(rid, tenant, r.kv)
+      if not fits(kv, ceiling) then return end
+      unqueue(rid, r)
+      pool[TURN[class]] = now
       r.kv = kv
       start(rid, r, time)
       write_request(rid, r)
-      tell(r.ingress, 'g', rid, int(r.fence), r.replica)
+      tell(r.ingress, 'g', rid, r.fence, r.replica)
     end
   end
 end

@@ -14,38 +14,35 @@ end
 
 local function divide_down(a, b) return (a - math.fmod(a, b)) / b end
 
--- `config`: the hash with the limits (key:<digest> or ten:<tenant>). Debts are worked off to now.
-local function read_config(config)
-  local v = call('HMGET', config, 'rpm', 'tpm', 'itpm', 'otpm', 'conc', 'burst', 'weight',
-    'id', 'ten', 'status', 'expires')
-  return {
-    limit = {num(v[1]), num(v[2]), num(v[3]), num(v[4])}, conc = num(v[5]),
-    burst = (tonumber(v[6]) or 60) * 1000000, weight = math.max(1, num(v[7])),
-    id = v[8], tenant = v[9], status = v[10], expires = num(v[11]),
-  }
-end
-
 local function refused_key(key)
-  if not key.id then return 'unknown' end
+  if key.id == 0 then return 'unknown' end
   if key.status ~= 'active' then return 'revoked' end
   if key.expires > 0 and key.expires * 1000000 <= now then return 'expired' end
 end
 
--- A scope is a config with its meter record `m`: at r t i o (when, and the four debts, worked off to
--- now by reading), ew ewn ewd (as in the pool), nreq nin ncached nout (totals of what was settled).
+-- A scope is a key or a tenant: what it may do, `may` (the record key:<digest> or ten:<tenant>, as
+-- publishing.py writes it), and its meter record `m`: at r t i o (when, and the four debts, worked off
+-- to now by reading), n (requests in flight, waiting ones included), ew ewn ewd (as in the pool), nreq
+-- nin ncached nout (totals of what was settled), again (of retries, admit.lua), and what budgets took
+-- (budget.lua).
 local DEBTS = {'r', 't', 'i', 'o'}
-local function read_scope(kind, name, config)
-  local scope = config
-  scope.kind, scope.name = kind, kind .. ':' .. name
-  local m = load(P .. 'mt:' .. scope.name)
+local function read_scope(kind, name, may)
+  local m = load(P .. 'mt:' .. kind .. ':' .. name)
   local idle = math.max(0, now - m.at)
   for i = 1, 4 do
-    local limit = scope.limit[i]
-    m[DEBTS[i]] = limit > 0 and math.max(0, m[DEBTS[i]] - idle * limit) or nil
+    local limit, debt = may[LIMITS[i]], DEBTS[i]
+    m[debt] = limit > 0 and math.max(0, m[debt] - idle * limit) or nil
   end
   m.at = now
-  scope.m = m
-  return scope
+  local burst = (may.burst > 0 and may.burst or 60) * 1000000
+  return {kind = kind, name = kind .. ':' .. name, may = may, burst = burst, m = m}
+end
+
+local function read_scopes(key, digest, tenant)
+  return {
+    read_scope('k', key, load(P .. 'key:' .. digest)),
+    read_scope('t', tenant, load(P .. 'ten:' .. tenant)),
+  }
 end
 
 local function save_scope(scope) save(P .. 'mt:' .. scope.name, scope.m) end
@@ -55,7 +52,7 @@ local function save_scope(scope) save(P .. 'mt:' .. scope.name, scope.m) end
 local function wait_of(scope, cost)
   local longest, which = 0, 0
   for i = 1, 4 do
-    local limit = scope.limit[i]
+    local limit = scope.may[LIMITS[i]]
     if limit > 0 and cost[i] > 0 then
       local most = limit * scope.burst
       if cost[i] * MINUTE > most then return -1, i end
@@ -69,16 +66,13 @@ local function wait_of(scope, cost)
   return longest, which
 end
 
--- Adds `cost` (negative: a refund, never below empty) to the meters in force. True when there are any.
+-- Adds `cost` (negative: a refund, never below empty) to the meters in force.
 local function take(scope, cost)
-  local limited = false
   for i = 1, 4 do
-    if scope.limit[i] > 0 then
-      limited = true
+    if scope.may[LIMITS[i]] > 0 then
       scope.m[DEBTS[i]] = math.max(0, scope.m[DEBTS[i]] + cost[i] * MINUTE)
     end
   end
-  return limited
 end
 
 -- Appends (limit, remaining, microseconds until full again) of the tighter scope for each of the
@@ -88,13 +82,11 @@ local function add_figures(reply, scopes)
     local limit, left, reset = -1, -1, 0
     for s = 1, #scopes do
       local scope = scopes[s]
-      if scope.limit[i] > 0 then
+      local own = scope.may[LIMITS[i]]
+      if own > 0 then
         local debt = scope.m[DEBTS[i]]
-        local room = math.max(0, scope.limit[i] * scope.burst - debt)
-        local free = divide_down(room, MINUTE)
-        if limit < 0 or free < left then
-          limit, left, reset = scope.limit[i], free, divide_up(debt, scope.limit[i])
-        end
+        local free = divide_down(math.max(0, own * scope.burst - debt), MINUTE)
+        if limit < 0 or free < left then limit, left, reset = own, free, divide_up(debt, own) end
       end
     end
     reply[#reply + 1] = limit

@@ -1,12 +1,14 @@
--- uses: common meter capacity fair
--- PLACE <now> <rid>: place in the queue in fair order (1 is next) and predicted milliseconds (-1:
--- unknown); 0 0 when it does not wait.
+-- uses: common meter classes capacity fair
+-- PLACE <now> <rid>: place in the queue in order of class and fairness (1 is next) and predicted
+-- milliseconds (-1: unknown); 0 0 when it does not wait.
 
 local r = read_request(ARGV[2])
 if not r or r.state ~= 'q' then return {0, 0} end
-local rank = call('ZRANK', queue_of(r.tenant), ARGV[2])
-local length = call('ZCARD', queue_of(r.tenant))
-local tenants = call('ZCARD', VT)
-local own = num(call('HGET', WN, r.tenant)) * (rank + 1) / length
-local eta = fair_wait(own, rank + 1, tenants, pool.wneed, pool.waiting)
-return {math.min(pool.waiting, (rank + 1) * tenants), eta}
+local class, queue = r.rank, queue_of(r.rank, r.tenant)
+local count = call('ZRANK', queue, ARGV[2]) + 1
+local tenants = call('ZCARD', VT[class])
+local own = num(call('HGET', WN, field_of(class, r.tenant))) * count / call('ZCARD', queue)
+local eta = fair_wait(class, own, count, tenants, pool[NEED[class]], pool[WAITING[class]])
+local place = math.min(pool[WAITING[class]], count * tenants)
+for higher = 1, class - 1 do place = place + pool[WAITING[higher]] end
+return {place, eta}

@@ -1,4 +1,4 @@
--- uses: common meter capacity fair request grant
+-- uses: common meter price budget classes capacity fair promise request grant
 -- TICK <now> <at most every>: what time alone brings about. Any ingress may call it.
 
 if now - pool.tick < tonumber(ARGV[2]) then return 0 end

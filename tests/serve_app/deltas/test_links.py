@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import uvloop
 
 from cluster.request import FinishReason, RequestOutput
 from serve_app.deltas import DeltaAddress, DeltaLinks, DeltaServer, ReplicaLostError
+from serve_app.deltas import server as server_module
 from serve_app.deltas.messages import READ_BYTES
 
 
@@ -33,7 +35,7 @@ def test_each_stream_gets_its_own_deltas_in_order() -> None:
     async def scenario() -> None:
         server = await started_server()
         links = DeltaLinks("replica-1", lambda _: None)
-        streams = {name: server.open(name) for name in ("a", "b")}
+        streams = {name: server.open([name]) for name in ("a", "b")}
         await links.connect(server.address)
         for step in range(200):
             outputs = [text(name, f"{name}{step} ", last=step == 199) for name in streams]
@@ -54,7 +56,7 @@ def test_frames_larger_than_a_read_arrive_whole(run: Callable[..., None]) -> Non
     async def scenario() -> None:
         server = await started_server()
         links = DeltaLinks("replica-1", lambda _: None)
-        stream = server.open("a")
+        stream = server.open(["a"])
         await links.connect(server.address)
         sizes = [1, READ_BYTES - 40, READ_BYTES, 3 * READ_BYTES, 10, 20 * READ_BYTES, 7]
         for place, size in enumerate(sizes):
@@ -76,7 +78,7 @@ def test_losing_a_replica_fails_only_the_streams_it_fed() -> None:
         server = await started_server()
         first = DeltaLinks("replica-1", lambda _: None)
         second = DeltaLinks("replica-2", lambda _: None)
-        fed_by_first, fed_by_second = server.open("a"), server.open("b")
+        fed_by_first, fed_by_second = server.open(["a"]), server.open(["b"])
         for links, name in ((first, "a"), (second, "b")):
             await links.connect(server.address)
             links.send(server.address, [text(name, "x")])
@@ -98,7 +100,7 @@ def test_a_wrong_token_gets_nothing_in() -> None:
         server = await started_server()
         lost: list[DeltaAddress] = []
         impostor = DeltaLinks("replica-1", lost.append)
-        stream = server.open("a")
+        stream = server.open(["a"])
         forged = DeltaAddress(server.address.host, server.address.port, "not the token")
         await impostor.connect(forged)
         impostor.send(forged, [text("a", "forged")])
@@ -140,5 +142,45 @@ def test_no_free_port_names_the_setting() -> None:
         with pytest.raises(OSError, match=r"deltas\.min_port"):
             await DeltaServer("127.0.0.1", [taken.address.port]).start()
         await taken.stop()
+
+    uvloop.run(scenario())
+
+
+@pytest.mark.parametrize("run", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
+def test_an_ingress_that_stood_still_does_not_take_its_replicas_for_dead(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "LINK_TIMEOUT_S", 0.3)
+
+    async def scenario() -> None:
+        server = await started_server()
+        links = DeltaLinks("replica-1", lambda _: None)
+        stream = server.open(["a"])
+        await links.connect(server.address)
+        links.send(server.address, [text("a", "x")])
+        assert await asyncio.wait_for(stream.take(), 5) == [text("a", "x")]
+        time.sleep(0.6)  # the whole loop, as when its process is stopped
+        links.send(server.address, [text("a", "y", last=True)])
+        assert await asyncio.wait_for(stream.take(), 5) == [text("a", "y", last=True)]
+        await links.close()
+        await server.stop()
+
+    run(scenario())
+
+
+def test_a_replica_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "LINK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server_module, "DOUBT_S", 0.05)
+
+    async def scenario() -> None:
+        server = await started_server()
+        links = DeltaLinks("replica-1", lambda _: None)
+        stream = server.open(["a"])
+        await links.connect(server.address)
+        links.send(server.address, [text("a", "x")])
+        await asyncio.wait_for(stream.take(), 5)
+        with pytest.raises(ReplicaLostError):
+            await asyncio.wait_for(stream.take(), 5)
+        await server.stop()
 
     uvloop.run(scenario())

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from cluster.request import FinishReason, RequestOutput, Usage
+from cluster.request import FinishReason, ReasoningStop, RequestOutput, Usage
 
 
 class Answer(NamedTuple):
@@ -16,6 +16,7 @@ class Answer(NamedTuple):
     thinking: bool = True
     finish_reason: FinishReason = FinishReason.STOP
     stop_reason: str | int | None = None
+    reasoning_stop: ReasoningStop | None = None
 
     def deltas(self, cuts: list[int]) -> list[RequestOutput]:
         """The answer cut before the characters in `cuts`; the closing token counts as one."""
@@ -25,6 +26,7 @@ class Answer(NamedTuple):
         pieces = [self._delta(start, end) for start, end in spans]
         pieces[-1].finish_reason = self.finish_reason
         pieces[-1].stop_reason = self.stop_reason
+        pieces[-1].reasoning_stop = self.reasoning_stop
         pieces[-1].usage = Usage(24, len(marks), 8, len(self.reasoning))
         return pieces
 

@@ -95,3 +95,9 @@ def test_an_answer_without_thoughts_keeps_its_first_line_breaks() -> None:
         formatter = ReasoningFormatter(format, thinking=False)
         pieces = pushed(formatter, Answer("", False, "\n\nyes", thinking=False).deltas([1]))
         assert joined(pieces) == ("", "\n\nyes")
+
+
+def test_a_continued_turn_is_not_opened_again() -> None:
+    formatter = ReasoningFormatter("think_tags", thinking=True, continued=True)
+    pieces = joined(pushed(formatter, STRAWBERRY.deltas([4])))
+    assert pieces == ("", "s-t-r: one r.\n</think>\n\nThere are 3 r's.")

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.request import INT64_MAX, INT64_MIN
+from serve_app.openai.body import MAX_IGNORED_NAMES
 from serve_app.openai.errors import ApiError
-from serve_app.openai.schema import MAX_IGNORED_NAMES, ParsedRequest, parse_chat_request
+from serve_app.openai.schema import ParsedRequest, parse_chat_request
 
 SAY_HI = [{"role": "user", "content": "hi"}]
 CANARY = "canary-3f9a"
@@ -63,7 +64,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{}]}, "messages[0].role"),
     ({"messages": SAY_HI * 2049}, "messages"),
     ({"messages": [{"role": "nobody", "content": "hi"}]}, "messages[0].role"),
-    ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].tool_call_id"),
     ({"messages": [{"role": 3, "content": "hi"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": user(None)}, "messages[1].content"),
@@ -81,7 +82,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": user([TEXT] * 683) * 3}, "messages"),
     (
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-        "messages[0].tool_calls",
+        "messages[0].tool_calls[0].id",
     ),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
@@ -122,8 +123,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"reasoning_format": "inline"}, "reasoning_format"),
     ({"include_reasoning": "no"}, "include_reasoning"),
     ({"reasoning": {"exclude": 1}}, "reasoning.exclude"),
-    ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
-    ({"reasoning": {"enabled": False}}, "reasoning.enabled"),
     ({"user": 7}, "user"),
     ({"user": "x" * 513}, "user"),
     ({"metadata": []}, "metadata"),
@@ -131,7 +130,46 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {CANARY: 1}}, "metadata"),
     ({"metadata": {CANARY * 10: "a"}}, "metadata"),
     ({"metadata": {str(i): "a" for i in range(17)}}, "metadata"),
+    ({"presence_penalty": 2.1}, "presence_penalty"),
+    ({"presence_penalty": "1"}, "presence_penalty"),
+    ({"frequency_penalty": -2.1}, "frequency_penalty"),
+    ({"frequency_penalty": False}, "frequency_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e-30}, "repetition_penalty"),
+    ({"repetition_penalty": 2.5}, "repetition_penalty"),
+    ({"penalty_scope": "thoughts"}, "penalty_scope"),
+    ({"stop_scope": True}, "stop_scope"),
+    ({"logit_bias": []}, "logit_bias"),
+    ({"logit_bias": {CANARY: 1}}, "logit_bias"),
+    ({"logit_bias": {"1.0": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {"05": 1}}, "logit_bias"),
+    ({"logit_bias": {"": 1}}, "logit_bias"),
+    ({"logit_bias": {"5\n": 1}}, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "logit_bias"),
+    ({"logit_bias": {"5": -100.5}}, "logit_bias"),
+    ({"logit_bias": {"5": "1"}}, "logit_bias"),
+    ({"logit_bias": {"5": True}}, "logit_bias"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({"service_tier": "gold"}, "service_tier"),
+    ({"service_tier": 1}, "service_tier"),
+    ({"safety_identifier": "x" * 513}, "safety_identifier"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    ({"top_logprobs": 3}, "top_logprobs"),
+    ({"logprobs": False, "top_logprobs": 20}, "top_logprobs"),
+    ({"return_token_ids": "yes"}, "return_token_ids"),
+    (
+        {"stream": True, "stream_options": {"continuous_usage_stats": 1}},
+        "stream_options.continuous_usage_stats",
+    ),
     ({"n": 0}, "n"),
+    ({"n": -1}, "n"),
+    ({"n": 129}, "n"),
+    ({"n": 10**18}, "n"),
+    ({"n": True}, "n"),
+    ({"n": "1"}, "n"),
     ({"n": 1.5}, "n"),
 ]
 
@@ -252,8 +290,10 @@ def test_defaults_are_those_of_the_api_page() -> None:
     assert (params.max_tokens, params.temperature, params.top_p) == (100, 0.6, 0.95)
     assert (params.top_k, params.min_p, params.min_tokens) == (0, 0.0, 0)
     assert (params.stop, params.stop_token_ids, params.ignore_eos) == ((), (), False)
+    assert (params.penalizes, params.penalizes_thoughts, params.logit_bias) == (False, False, {})
     assert not request.stream
-    assert not request.include_usage
+    assert request.stream_usage(5) == (False, False, 5)
+    assert params.logprobs is None
     assert request.shown_reasoning() == "think_tags"
     assert ignored == ()
 
@@ -271,8 +311,18 @@ def test_every_parameter_reaches_the_engine() -> None:
         stop_token_ids=[3, 4],
         ignore_eos=True,
         min_tokens=9,
+        presence_penalty=-2,
+        frequency_penalty=0.5,
+        repetition_penalty=1.2,
+        penalty_scope="all",
+        stop_scope="all",
+        logit_bias={"7": -100, "0": 0.5},
     )
     params = request.sampling_params()
+    assert (params.presence_penalty, params.frequency_penalty) == (-2.0, 0.5)
+    assert (params.repetition_penalty, params.penalizes_thoughts) == (1.2, True)
+    assert params.logit_bias == {7: -100.0, 0: 0.5}
+    assert params.stops_thoughts
     assert (params.max_tokens, params.temperature, params.top_p) == (50, 0.0, 1.0)
     assert (params.top_k, params.min_p, params.seed) == (40, 0.1, INT64_MIN)
     assert (params.stop, params.stop_token_ids) == (("a", "b"), (3, 4))
@@ -293,12 +343,47 @@ def test_edges_of_the_bounds_are_inside() -> None:
         {"stop": ["x" * 256] * 16},
         {"stop": []},
         {"min_tokens": 100},
+        {"logit_bias": {}},
+        {"logit_bias": {str(i): 100 for i in range(1024)}},
+        {"repetition_penalty": 0.01},
+        {"presence_penalty": 2, "frequency_penalty": -2.0, "repetition_penalty": 2},
+        {"service_tier": "auto"},
         {"messages": SAY_HI * 2048},
         {"messages": user("")},
         {"messages": user("nul \x00 byte")},
     ]
     for fields in edges:
         parse(**fields).request.sampling_params()
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 0}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+        ({"logprobs": False}, None),
+        ({"top_logprobs": 0}, None),
+    ],
+)
+def test_logprobs_and_how_many_reach_the_engine(fields: dict[str, Any], told: int | None) -> None:
+    assert parse(**fields).request.sampling_params().logprobs == told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, (False, False)),
+        ({"include_usage": True}, (True, False)),
+        ({"include_usage": True, "continuous_usage_stats": True}, (True, True)),
+        ({"continuous_usage_stats": True}, (False, False)),
+    ],
+)
+def test_streams_tell_the_counts_that_were_asked_for(
+    options: dict[str, bool], told: tuple[bool, bool]
+) -> None:
+    request = parse(stream=True, stream_options=options).request
+    assert request.stream_usage(9) == (*told, 9)
 
 
 def test_minus_one_switches_top_k_off() -> None:
@@ -335,35 +420,11 @@ def test_past_assistant_turns_may_carry_thoughts_and_nulls() -> None:
     }
     request, ignored = parse(messages=[*SAY_HI, turn, *SAY_HI])
     assert [tuple(message) for message in request.conversation()] == [
-        ("user", "hi"),
-        ("assistant", ""),
-        ("user", "hi"),
+        ("user", "hi", "", ""),
+        ("assistant", "", "hm", ""),
+        ("user", "hi", "", ""),
     ]
     assert ignored == ()
-
-
-@pytest.mark.parametrize(
-    ("fields", "shown"),
-    [
-        ({}, "think_tags"),
-        ({"reasoning_format": "split"}, "split"),
-        ({"reasoning_format": "hidden"}, "hidden"),
-        ({"include_reasoning": False}, "hidden"),
-        ({"include_reasoning": True}, "think_tags"),
-        ({"separate_reasoning": True}, "split"),
-        ({"reasoning": {"exclude": True}}, "hidden"),
-        ({"reasoning": {"exclude": False}}, "think_tags"),
-        ({"separate_reasoning": True, "include_reasoning": False}, "hidden"),
-        ({"reasoning_format": "split", "include_reasoning": False}, "split"),
-    ],
-)
-def test_reasoning_format_and_its_other_names(fields: dict[str, Any], shown: str) -> None:
-    assert parse(**fields).request.shown_reasoning() == shown
-
-
-def test_a_default_of_the_key_gives_way_to_the_request() -> None:
-    assert parse().request.shown_reasoning("split") == "split"
-    assert parse(separate_reasoning=False).request.shown_reasoning("split") == "think_tags"
 
 
 def test_unknown_fields_are_accepted_and_named() -> None:
@@ -401,3 +462,14 @@ def test_token_ids_are_held_against_the_vocabulary() -> None:
     with pytest.raises(ApiError) as caught:
         request.check_vocabulary(152064)
     assert caught.value.param == "stop_token_ids[1]"
+    biased = parse(logit_bias={"152063": 1, "152064": 1}).request
+    biased.check_vocabulary(152065)
+    with pytest.raises(ApiError) as caught:
+        biased.check_vocabulary(152064)
+    assert (caught.value.param, caught.value.code) == ("logit_bias", "invalid_value")
+
+
+def test_the_newer_name_of_the_end_user_wins() -> None:
+    assert parse().request.end_user is None
+    assert parse(user="ann").request.end_user == "ann"
+    assert parse(user="ann", safety_identifier="bob").request.end_user == "bob"

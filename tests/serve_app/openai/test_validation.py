@@ -1,5 +1,5 @@
 import pytest
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app.openai.validation import field_name, from_validation_error, wrong_type
 
@@ -47,3 +47,14 @@ def test_a_finding_without_wording_is_still_a_400_without_the_value() -> None:
     error = from_validation_error(caught.value, KNOWN)
     assert (error.status, error.param) == (400, "size")
     assert error.message == "Invalid value for 'size': is not valid."
+
+
+@pytest.mark.parametrize(("bound", "words"), [(2, "2"), (2.0, "2"), (0.5, "0.5")])
+def test_bounds_are_told_as_people_write_them(bound: float, words: str) -> None:
+    class Sized(BaseModel):
+        size: float = Field(le=bound)
+
+    with pytest.raises(ValidationError) as caught:
+        Sized(size=7)
+    error = from_validation_error(caught.value, KNOWN)
+    assert error.message == f"Invalid value for 'size': must be at most {words}."

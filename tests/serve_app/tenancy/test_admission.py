@@ -1,11 +1,15 @@
 import asyncio
 import time
 from collections import Counter
+from typing import Any
 
+import msgspec
 import pytest
 
-from serve_app.tenancy.admission import AdmissionQueue, AdmitRequest, QueuePlace, Ticket
+from serve_app.tenancy.admission import AdmissionQueue, AdmitRequest
+from serve_app.tenancy.admit_reply import QueuePlace
 from serve_app.tenancy.capacity import pool_totals
+from serve_app.tenancy.keys import CreatedKey
 from serve_app.tenancy.refusals import (
     CostAboveBurst,
     NoReplica,
@@ -14,6 +18,7 @@ from serve_app.tenancy.refusals import (
     Refusal,
     Unauthorized,
 )
+from serve_app.tenancy.ticket import Ticket
 from tests.serve_app.tenancy.world import World, attempt, until
 
 pytestmark = pytest.mark.anyio
@@ -341,7 +346,7 @@ async def test_cancelling_at_any_moment_leaks_nothing(world: World) -> None:
         return totals.running == totals.waiting == totals.committed == 0
 
     await until(idle)
-    assert not await world.raw("SMEMBERS", f"cl:k:{key.key.id}")
+    assert not (await world.spent("k", key.key.id))["n"]
 
 
 async def test_settlement_counts_once(world: World) -> None:
@@ -416,3 +421,38 @@ async def _is_known(queue: AdmissionQueue, secret: str) -> bool:
 
 async def _waiting(world: World, count: int) -> bool:
     return (await pool_totals(world.store)).waiting == count
+
+
+async def test_retries_that_nobody_asked_for_take_a_tenth_of_the_queue(world: World) -> None:
+    """Beyond the first ten; what else their key asks for is let in, and so is another key."""
+    await world.replica(slots=1)
+    queue, key, other = await world.ingress(), await world.key(), await world.key()
+    await queue.admit(world.request(key))
+    waiting: list[asyncio.Task[Ticket | Refusal]] = []
+
+    async def sent(by: CreatedKey, **told: Any) -> None:
+        request = msgspec.structs.replace(world.request(by), **told)
+        waiting.append(asyncio.create_task(attempt(queue, request)))
+        await until_it_waits_or_ends(world, waiting)
+
+    for _ in range(12):
+        await sent(key, retries=1)
+    refused = [task.result() for task in waiting if task.done()]
+    assert len(refused) == 2
+    assert all(isinstance(refusal, Overloaded) for refusal in refused)
+    for _ in range(10):
+        await sent(key, retries=0)
+    await sent(key, retries=2)
+    await sent(key, retries=2)
+    await sent(other, retries=1)
+    assert sum(task.done() for task in waiting) == 3
+    for task in waiting:
+        task.cancel()
+
+
+async def until_it_waits_or_ends(world: World, sent: list[asyncio.Task[Ticket | Refusal]]) -> None:
+    async def heard_of() -> bool:
+        waiting = (await pool_totals(world.store)).waiting
+        return waiting + sum(task.done() for task in sent) == len(sent)
+
+    await until(heard_of)

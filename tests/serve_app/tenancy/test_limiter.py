@@ -13,6 +13,8 @@ from serve_app.tenancy.refusals import Figure
         {"burst_s": 0},
         {"rpm": 5, "burst_s": 11},
         {"otpm": 200_000_000, "burst_s": 60},
+        {"tokens_per_day": -1},
+        {"tokens_per_month": 10**16},
     ],
 )
 def test_limits_out_of_bounds_are_refused(limits: dict[str, int]) -> None:
@@ -25,8 +27,11 @@ def test_burst_that_lets_one_request_through_is_allowed() -> None:
 
 
 def test_fields_are_spelled_as_the_scripts_read_them() -> None:
-    fields = Limits(rpm=1, tpm=2, itpm=3, otpm=4, concurrency=5, burst_s=60).fields()
-    assert fields == {"rpm": 1, "tpm": 2, "itpm": 3, "otpm": 4, "conc": 5, "burst": 60}
+    rates = Limits(rpm=1, tpm=2, itpm=3, otpm=4, concurrency=5, burst_s=60).fields()
+    unset = {"daytok": 0, "montok": 0, "daymoney": 0, "monmoney": 0}
+    assert rates == {"rpm": 1, "tpm": 2, "itpm": 3, "otpm": 4, "conc": 5, "burst": 60} | unset
+    budgets = Limits(tokens_per_day=7, tokens_per_month=8).fields()
+    assert (budgets["daytok"], budgets["montok"]) == (7, 8)
 
 
 def test_figures_are_read_in_the_scripts_order() -> None:

@@ -72,7 +72,9 @@ async def test_request_held_for_an_ingress_that_does_not_know_it_is_freed(world:
     key, _ = await world.key(), await world.replica()
     queue = await world.ingress()
     numbers = (10, 10, 0, 0, 10**12, 10)
-    await world.store.run("admit", key.key.digest, "stray", queue.ingress, *numbers)
+    await world.store.run(
+        "admit", key.key.digest, "stray", queue.ingress, *numbers, "", "m", "", "", -1
+    )
 
     async def freed() -> bool:
         return (await pool_totals(world.store)).running == 0
@@ -105,6 +107,53 @@ async def test_stopping_ingress_answers_its_waiters_and_leaves_nothing(world: Wo
     assert (totals.running, totals.waiting) == (0, 0)
     await world.store.run("tick", 0)
     assert await world.raw("ZCARD", "ls") == 0
+
+
+async def test_a_request_that_was_taken_for_lost_and_comes_back_is_counted_once_in_all(
+    world: World,
+) -> None:
+    key, _ = await world.key(tpm=10_000), await world.replica()
+    queue = await world.ingress(session=MORTAL)
+    ticket = await queue.admit(world.request(key, prompt=100, most=50))
+    await world.store.run("seen", queue.ingress, ticket.rid, 5)
+    lease = f"{world.store.prefix}ls"
+    await world.store.command("ZADD", lease, 1, queue.ingress)  # a network was cut for that long
+    await world.store.run("tick", 0)
+    assert (await pool_totals(world.store)).running == 0
+    await queue.session.rebuild()  # it is heard of again
+    await ticket.settle(prompt_tokens=100, cached_tokens=64, output_tokens=30, reasoning_tokens=7)
+    rows = await world.store.command("XRANGE", f"{world.store.prefix}led", "-", "+")
+    found = [(row["rid"], row["how"], row["in"], row["cached"], row["out"]) for _, row in rows]
+    assert found == [
+        (ticket.rid, "lost", "100", "0", "5"),
+        (f"{ticket.rid}-back1", "ok", "0", "0", "25"),
+    ]
+    assert await world.store.run("usage", f"k:{key.key.id}") == [1, 100, 0, 30]
+
+
+async def test_a_grant_read_after_the_lease_is_asked_for_again(world: World) -> None:
+    key, _ = await world.key(), await world.replica(slots=1)
+    paused, other = await world.ingress(session=MORTAL), await world.ingress()
+    silence(paused)
+    first = await other.admit(world.request(key))
+    waiter = asyncio.create_task(paused.admit(request := world.request(key)))
+    await until(lambda: _waiting(world, 1))
+    await first.settle(
+        prompt_tokens=1, output_tokens=1
+    )  # the waiter is granted, and cannot hear it
+    await world.store.command("ZADD", f"{world.store.prefix}ls", 1, paused.ingress)
+    await world.store.run("tick", 0)  # its lease is over: the slot is free
+    second = await other.admit(world.request(key))
+    paused.session._lease_ends = 0.0
+    paused.session._hear(f"g {request.rid} {first.fence + 1} r1")  # it wakes up
+    await until(lambda: _waiting(world, 1))
+    assert not waiter.done()
+    await second.settle(prompt_tokens=1, output_tokens=1)
+    await paused.session.beat()
+    ticket = await waiter
+    assert ticket.fence > second.fence
+    await ticket.settle(prompt_tokens=1, output_tokens=1)
+    assert (await pool_totals(world.store)).running == 0
 
 
 class TestOwnServer:

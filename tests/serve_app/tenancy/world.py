@@ -10,13 +10,17 @@ from typing import Any
 
 import msgspec
 
-from serve_app.tenancy.admission import AdmissionQueue, AdmissionSettings, AdmitRequest, Ticket
+from serve_app.tenancy.admission import AdmissionQueue, AdmissionSettings, AdmitRequest
 from serve_app.tenancy.capacity import CapacityReporter, ReplicaLoad
-from serve_app.tenancy.keys import CreatedKey, KeyFile, load_pepper, publish
+from serve_app.tenancy.key_file import KeyFile
+from serve_app.tenancy.keys import CreatedKey, Scope
 from serve_app.tenancy.limiter import Limits
+from serve_app.tenancy.publishing import publish
 from serve_app.tenancy.refusals import Refusal
+from serve_app.tenancy.secret import load_pepper
 from serve_app.tenancy.session import SessionSettings
 from serve_app.tenancy.store import Store
+from serve_app.tenancy.ticket import Ticket
 
 QUICK = SessionSettings(lease_s=60.0, beat_s=0.1, tick_s=0.03)
 MORTAL = SessionSettings(lease_s=2.0, beat_s=0.1, tick_s=0.03)
@@ -28,10 +32,10 @@ PATIENCE_S = 3.0
 class World:
     """One pool."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url, self.pool = url, uuid.uuid4().hex[:8]
+    def __init__(self, url: str, folder: Path, pool: str | None = None) -> None:
+        self.url, self.pool, self.folder = url, pool or uuid.uuid4().hex[:8], folder
         self.pepper = load_pepper(folder / "pepper")
-        self.keys = KeyFile(folder / "keys.json", self.pepper)
+        self.keys = KeyFile(folder / "tenants.yaml", self.pepper, by="tests")
         self.store = Store(url, self.pool, timeout_s=PATIENCE_S)
         self._stack = contextlib.AsyncExitStack()
         self._numbers = itertools.count()
@@ -58,6 +62,14 @@ class World:
         await self.publish()
         return created
 
+    async def key_for(self, *scopes: Scope, models: tuple[str, ...] = ()) -> CreatedKey:
+        """A key that is good for these scopes, and these models."""
+        created = self.keys.create(
+            "acme", shape=lambda key: msgspec.structs.replace(key, scopes=scopes, models=models)
+        )
+        await self.publish()
+        return created
+
     async def publish(self) -> None:
         await publish(self.store, self.keys.read())
 
@@ -71,8 +83,21 @@ class World:
         )
         return reporter
 
+    async def set_ceiling(self, key: CreatedKey, service_class: str) -> None:
+        """Lets a key's requests go as high as `service_class`, or no higher."""
+        name = f"key:{key.key.digest}"
+        record = await self.record(name) | {"class": service_class}
+        packed = msgspec.msgpack.encode(record)
+        await self.store.command("SET", f"{self.store.prefix}{name}", packed)
+
     def request(
-        self, key: CreatedKey, *, prompt: int = 10, most: int = 10, deadline_s: float | None = None
+        self,
+        key: CreatedKey,
+        *,
+        prompt: int = 10,
+        most: int = 10,
+        deadline_s: float | None = None,
+        service_class: str = "",
     ) -> AdmitRequest:
         return AdmitRequest(
             rid=f"r{next(self._numbers)}",
@@ -80,13 +105,22 @@ class World:
             prompt_tokens=prompt,
             max_tokens=most,
             deadline_s=deadline_s,
+            service_class=service_class,
         )
 
-    async def pool_record(self) -> dict[str, Any]:
-        """The pool's record as it stands in Redis."""
-        packed = await self.raw("GET", "pool")
+    async def record(self, name: str) -> dict[str, Any]:
+        """A record of the pool as it stands in Redis, without the fields that are 0."""
+        packed = await self.raw("GET", name)
         record: dict[str, Any] = msgspec.msgpack.decode(packed) if packed else {}
         return record
+
+    async def pool_record(self) -> dict[str, Any]:
+        """The pool's own."""
+        return await self.record("pool")
+
+    async def spent(self, kind: str, name: str) -> dict[str, int]:
+        """The meter record of a key (`k`) or tenant (`t`)."""
+        return await self.record(f"mt:{kind}:{name}")
 
     async def raw(self, command: str, key: str) -> Any:
         """A command on one of the pool's keys, undecoded."""

@@ -1,0 +1,32 @@
+"""Classes of service: who goes first, and how that is told to the scripts.
+
+Owns the form of the key `rules`. Which class a request runs in
+and whose turn it is, scripts/classes.lua decides.
+"""
+
+import msgspec
+
+from serve_app.sections import ClassesSection
+from serve_app.tenancy.keys import CLASSES
+from serve_app.tenancy.store import Store
+
+
+def longest_wait_s(classes: ClassesSection, queue_timeout_s: float) -> float:
+    """The longest that a request of any class may wait; `queue_timeout_s` where a class has none of
+    its own."""
+    own = (getattr(classes, name).queue_timeout_s for name in CLASSES)
+    return max(queue_timeout_s if timeout_s is None else timeout_s for timeout_s in own)
+
+
+async def publish_rules(store: Store, classes: ClassesSection, queue_timeout_s: float) -> None:
+    """Tells the scripts what is so in each class. Raises StoreUnavailable."""
+    rules = [_rule(classes, name, queue_timeout_s) for name in CLASSES]
+    await store.command("SET", f"{store.prefix}rules", msgspec.msgpack.encode(rules))
+
+
+def _rule(classes: ClassesSection, name: str, queue_timeout_s: float) -> list[int]:
+    """In the order of scripts/classes.lua."""
+    rule = getattr(classes, name)
+    timeout_s = queue_timeout_s if rule.queue_timeout_s is None else rule.queue_timeout_s
+    percents = (rule.reserved_share * 100, rule.ceiling * 100)
+    return [*map(round, percents), round(rule.promotion_s * 1e6), round(timeout_s * 1e6)]

@@ -1,0 +1,63 @@
+"""Whole scripts from parts: what a script gets of them, and that Redis takes it."""
+
+from pathlib import Path
+
+import redis
+
+from serve_app.tenancy.composition import compose
+from serve_app.tenancy.redis_server import RedisServer
+
+COMMON = """-- Common.
+local P = KEYS[1]
+local function twice(x)
+  return x + x
+end
+local unused = twice(2)
+"""
+PART = """local A, B = {1, 2}, {
+  -- what B is
+  c = 3,
+}
+
+-- Needed by the next.
+local function base(x) return twice(x) + A[2] end
+
+local function asked(x)
+  if x == 0 then return P end  -- at once
+  return base(x)
+end
+
+local function unasked() return asked(B.c) end
+"""
+BODY = """-- uses: common part
+-- TELL <x>
+
+local x = tonumber(ARGV[1])
+if x > 5 then
+  return 'large'
+end
+return asked(x)
+"""
+
+
+def folder_of(path: Path, **texts: str) -> Path:
+    for name, text in texts.items():
+        (path / f"{name}.lua").write_text(text)
+    return path
+
+
+def test_a_script_gets_what_it_needs_of_its_parts_and_no_more(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    text = compose(folder_of(tmp_path, common=COMMON, part=PART, tell=BODY), "tell")
+    path = redis_server.url.removeprefix("unix://")
+    with redis.Redis(unix_socket_path=path, decode_responses=True) as client:
+        assert [client.eval(text, 1, "key", x) for x in (0, 1, 6)] == ["key", 4, "large"]
+    assert not [name for name in ("unused", "unasked", "--") if name in text]
+    assert all(name in text for name in ("twice", "base", "local A, B"))
+
+
+def test_what_defines_nothing_is_kept(tmp_path: Path) -> None:
+    common = "local n = 1\nn = 2\nlocal other = 3\n"
+    text = compose(folder_of(tmp_path, common=common, tell="-- uses: common\nreturn n\n"), "tell")
+    assert text.splitlines() == ["local n = 1", "n = 2", "return (function()", "return n", "end)()"]
