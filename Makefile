@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup serve test check bench
+.PHONY: setup serve test check bench ecosystem
 
 setup: $(VENV)/.ready
 
@@ -37,3 +37,7 @@ check: setup
 
 bench: setup
 	@$(BIN)/python -m pytest tests/bench --override-ini='python_files=bench_*.py' --capture=no
+
+# Real clients, each in an environment of its own, against the quick start's service; node where there is one.
+ecosystem: setup
+	@$(BIN)/python -m tests.ecosystem --write README.md --write docs/clients.md

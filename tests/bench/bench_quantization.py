@@ -16,7 +16,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from cluster.attention.backend import AttentionMetadata, allocate_kv_layer
+from cluster.attention.backend import AttentionMetadata, HeadShape, allocate_kv_layer
 from cluster.attention.selection import select_attention
 from cluster.config import EngineConfig
 from cluster.device import Device
@@ -36,6 +36,7 @@ from cluster.worker.executor import InlineExecutor
 from cluster.worker.worker import Worker
 
 DEMO = Path(__file__).parents[2] / "configs" / "models" / "deeprequest-demo"
+ROUNDED: tuple[Quantization, ...] = ("int8", "fp8")
 WORDS = (
     "strawberry banana refrigerator parallelogram mississippi accommodation bookkeeper committee "
     "engineering tensor attention embarrassment umbrella chrysanthemum queue keyboard television "
@@ -55,16 +56,18 @@ def settings(model: Path, quantization: Quantization) -> EngineConfig:
     )
 
 
-def logits(config: EngineConfig, token_ids: Tensor) -> Tensor:
-    """float32 [T, V] of one text."""
+def logits(config: EngineConfig, token_ids: Tensor, group: TPGroup | None = None) -> Tensor:
+    """float32 [T, V / R] of one text."""
+    group = group or TPGroup()
     device = Device.select("cpu", 0)
     kernels = select_kernels(device, torch.bfloat16, config)
-    where = Placement(TPGroup(), device.torch_device, torch.bfloat16, kernels)
+    where = Placement(group, device.torch_device, torch.bfloat16, kernels)
     shape = read_model_config(Path(config.model_path))
     decoder = Decoder(shape, where, len(token_ids))
     load_weights(Path(config.model_path), decoder.shards(), ignore=["lm_head.weight"])
-    width = shape.num_kv_heads * shape.head_dim
-    backend = select_attention(config, device, kernels, width, torch.bfloat16)
+    kv_heads = shape.num_kv_heads // group.size
+    heads = HeadShape(shape.num_heads // group.size, kv_heads, shape.head_dim, torch.bfloat16)
+    backend = select_attention(config, device, kernels, heads)
     size, count = config.block_size, len(token_ids)
     pages = -(-count // size)
     positions = torch.arange(count)
@@ -84,7 +87,7 @@ def logits(config: EngineConfig, token_ids: Tensor) -> Tensor:
         allocate_kv_layer(
             pages + 1,
             size,
-            shape.num_kv_heads,
+            kv_heads,
             shape.head_dim,
             torch.bfloat16,
             device.torch_device,
@@ -97,15 +100,19 @@ def logits(config: EngineConfig, token_ids: Tensor) -> Tensor:
 def compare(model: Path) -> None:
     vocabulary = read_model_config(model).vocab_size
     ids = torch.randint(4, vocabulary, (512,), generator=torch.Generator().manual_seed(0))
-    want, got = (logits(settings(model, kind), ids) for kind in ("none", "int8"))
+    want = logits(settings(model, "none"), ids)
+    for kind in ROUNDED:
+        _compare(f"{model.name}, {kind}", want, logits(settings(model, kind), ids))
+
+
+def _compare(name: str, want: Tensor, got: Tensor) -> None:
     error = ((got - want).square().mean() / want.var()).sqrt()
     kl = torch.nn.functional.kl_div(
         got.log_softmax(-1), want.log_softmax(-1), reduction="batchmean", log_target=True
     )
     same = (got.argmax(-1) == want.argmax(-1)).float().mean()
     print(
-        f"{model.name}: relative logit error {error:.4f}, "
-        f"KL {kl:.5f} nats, same first choice {same:.1%}"
+        f"{name}: relative logit error {error:.4f}, KL {kl:.5f} nats, same first choice {same:.1%}"
     )
 
 
@@ -144,7 +151,8 @@ def main() -> None:
     asked = parser.parse_args()
     for model in [DEMO, *asked.model]:
         compare(model)
-    for kind in ("none", "int8"):
+    kinds: tuple[Quantization, ...] = ("none", *ROUNDED)
+    for kind in kinds:
         print(f"demo answers right, {kind}: {accuracy(kind, asked.words):.1%}")
 
 

@@ -33,7 +33,7 @@ def medians(rounds: Rounds) -> Medians:
 
 def column(row: Row) -> str:
     """`decode 8`, `prefill 2048`, `memory` …"""
-    of = next((row[name] for name in ("batch", "length", "prompt_len") if name in row), "")
+    of = next((row[name] for name in ("batch", "length", "prompt_len", "rank") if name in row), "")
     return f"{row['kind']} {of}".strip()
 
 

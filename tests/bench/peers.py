@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +28,6 @@ from tests.bench.peer_table import Rounds, column, figure, medians, print_table
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "peer-engines"
-RUN_LIMIT_S = 1800.0
 OURS = "deeprequest"
 
 
@@ -117,6 +117,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--int8", action="store_true", help="also 8-bit weights")
     parser.add_argument("--no-extension", action="store_true", help="also ours in plain torch")
     parser.add_argument("--only", help="engines whose name holds one of these words, by comma")
+    parser.add_argument("--run-limit-s", type=float, default=600.0, help="of one engine's run")
     parser.add_argument("--run-under", default="", help="a command to put before each engine's")
     return parser.parse_args()
 
@@ -153,7 +154,7 @@ def _wanted(engines: list[Engine], options: argparse.Namespace) -> list[Engine]:
 
 
 def _run(engine: Engine, options: argparse.Namespace, number: int) -> list[Row]:
-    """One process's rows; none, and its last words, if it failed."""
+    """One process's rows, as far as it came; with its last words if it failed."""
     asked: dict[str, Any] = {
         "--batch": options.batch,
         "--prompt-len": options.prompt_len,
@@ -165,17 +166,32 @@ def _run(engine: Engine, options: argparse.Namespace, number: int) -> list[Row]:
     }
     arguments = [str(part) for pair in asked.items() for part in pair]
     command = [*shlex.split(options.run_under), *engine.command, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=RUN_LIMIT_S, check=False
-    )
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"kind"')]
+    printed, trouble = _finish(command, options.run_limit_s)
+    rows = [json.loads(line) for line in printed.splitlines() if line.startswith('{"kind"')]
     shown = ", ".join(f"{column(row)} {figure(row):g}" for row in rows)
-    told = f"round {number + 1}  {engine.name}: {shown}"
-    if done.returncode:
-        told += f", exit code {done.returncode}\n{done.stderr[-2000:]}"
-    print(told, file=sys.stderr, flush=True)
+    print(f"round {number + 1}  {engine.name}: {shown}{trouble}", file=sys.stderr, flush=True)
     return rows
+
+
+def _finish(command: list[str], limit_s: float) -> tuple[str, str]:
+    """(what a process printed, why it did not end well or nothing)."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, said = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what --run-under put before it, and it
+            printed, _ = process.communicate()
+            return printed, f", ended after --run-limit-s {limit_s:g}"
+    failed = f", exit code {process.returncode}\n{said[-2000:]}" if process.returncode else ""
+    return printed, failed
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_two_instances_run_side_by_side_and_leave_nothing(service: Service) -> N
         processes = psutil.Process(other.process.pid).children(recursive=True)
         assert count(other, "engine") == count(service, "engine")
         foreign = other.client(service.key).with_options(max_retries=0)
-        with pytest.raises(Exception, match="Incorrect or missing API key"):
+        with pytest.raises(Exception, match="Incorrect API key provided, or none"):
             foreign.models.list()
         state_dir = other.state_dir
     assert other.process.returncode == 0

@@ -132,6 +132,8 @@ def test_every_object_that_a_pod_refers_to_exists(objects: Objects) -> None:
         for variable in pod.main.get("env", []):
             if "valueFrom" in variable:
                 key = variable["valueFrom"]["secretKeyRef"]
+                if key.get("optional"):
+                    continue
                 referred.add(f"v1/Secret/{key['name']}")
                 assert key["key"] in objects[f"v1/Secret/{key['name']}"]["data"]
         assert referred <= set(objects)
@@ -234,6 +236,7 @@ def test_settings_in_the_environment_are_ones_the_project_reads(
         seen = ServeConfig.load(overlay / "config.yaml")
         assert str(seen.state_dir) == own.pop("DEEPREQUEST_STATE_DIR")
         assert seen.admission.redis_url == own.pop("DEEPREQUEST_REDIS_URL")
+        assert own.pop("DEEPREQUEST_LEDGER_URL") == ""  # of a secret that need not be there
         assert not own
 
 
