@@ -62,7 +62,7 @@ local promised = false
 local function send_away(r, line, due, lead)
   line = line or line_of(r.rank, r.tenant)
   if due then count_promise(line, 'b', due) end
-  local told = promise(line, mark, time_of_place(r.rank, r.kv), lead, due)
+  local told = promise(line, mark, time_of_place(r), lead, due)
   save_line(r.rank, r.tenant, line)
   promised = true
   return told
@@ -90,9 +90,9 @@ local function place_in_queue(r, scopes)
     return patience, -1
   end
   local own = num(call('HGET', WN, field_of(class, r.tenant))) + r.kv
-  local tenants = call('ZCARD', VT[class]) + (count == 1 and 1 or 0)
+  local share = shares(class, r.weight, count > 1)
   local all_kv, all_count = pool[NEED[class]] + r.kv, pool[WAITING[class]] + 1
-  local eta = fair_wait(class, own, count, tenants, all_kv, all_count)
+  local eta = fair_wait(class, own, count, share, all_kv, all_count)
   local places, longest, line, due = bound, patience, nil, nil
   if pool.prom + LAPSE > now then
     line = line_of(class, r.tenant)

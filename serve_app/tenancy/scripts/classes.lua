@@ -29,9 +29,9 @@ local function class_of(asked, key, tenant)
 end
 
 -- Fields of the pool's record by class: requests and KV tokens waiting, KV tokens running, virtual
--- clock, time of the last turn or of the first arrival since.
+-- clock, time of the last turn or of the first arrival since, weights of the tenants that wait.
 local WAITING, NEED, HELD = {'w1', 'w2', 'w3', 'w4'}, {'n1', 'n2', 'n3', 'n4'}, {'k1', 'k2', 'k3', 'k4'}
-local CLOCK, TURN = {'v1', 'v2', 'v3', 'v4'}, {'s1', 's2', 's3', 's4'}
+local CLOCK, TURN, WEIGHT = {'v1', 'v2', 'v3', 'v4'}, {'s1', 's2', 's3', 's4'}, {'h1', 'h2', 'h3', 'h4'}
 
 -- Whose turn it is, and up to which percent of everything that class may go; `newcomer` (a class, or
 -- nil) is taken to wait as well. Nil when nobody waits.

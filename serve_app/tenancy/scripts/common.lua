@@ -31,7 +31,7 @@ local function save(key, record) call('SET', key, cmsgpack.pack(record)) end
 -- fence arr tick                  grants made; time of the last arrival, of the last TICK
 -- committed running waiting wneed KV tokens and requests running; requests and KV tokens waiting
 -- gb g0..g3                       KV tokens granted lately, by quarter second (gb: newest quarter)
--- w1..4 n1..4 k1..4 v1..4 s1..4   the same and more by class (classes.lua)
+-- w1..4 n1..4 k1..4 v1..4 s1..4 h1..4  the same and more by class (classes.lua)
 -- ready ktot kmost kbrake kref maxrun maxneed block  what the ready replicas offer together
 -- ew ewn ewd                      means of output length, their count, of service time (x 256)
 -- eww ewk                         KV x ms and KV of finished requests, fading

@@ -4,7 +4,7 @@
 -- 1 per cached one, 40 per output token, divided by the tenant's weight. Classes share nothing: what
 -- a tenant's batch was given does not hold up what it asks for interactively.
 
-local VTH, WN = P .. 'vth', P .. 'wn'
+local VTH, WN = P .. 'vth', P .. 'wn'  -- wn: KV tokens waiting, and under `w:...` the tenant's weight
 local VT = {}
 for class = 1, 4 do VT[class] = P .. 'vt:' .. CLASSES[class] end
 
@@ -41,6 +41,15 @@ local function count_waiting(class, count, kv)
   pool.wneed, pool[need] = pool.wneed + kv, pool[need] + kv
 end
 
+-- A tenant waits with the weight of its newest request; 0: it waits no more.
+local function weigh(class, tenant, weight)
+  local field = 'w:' .. field_of(class, tenant)
+  local was = num(call('HGET', WN, field))
+  if weight == was then return end
+  pool[WEIGHT[class]] = pool[WEIGHT[class]] + weight - was
+  if weight > 0 then call('HSET', WN, field, weight) else call('HDEL', WN, field) end
+end
+
 local function enqueue(rid, r, deadline)
   local class, tenant = r.rank, r.tenant
   local queue = queue_of(class, tenant)
@@ -55,6 +64,7 @@ local function enqueue(rid, r, deadline)
   call('ZADD', P .. 'dl', deadline, rid)
   call('HINCRBY', WN, field_of(class, tenant), r.kv)
   count_waiting(class, 1, r.kv)
+  weigh(class, tenant, r.weight)
 end
 
 local function unqueue(rid, r)
@@ -66,29 +76,37 @@ local function unqueue(rid, r)
   if call('ZCARD', queue) == 0 then
     call('ZREM', VT[class], tenant)
     call('HDEL', WN, field_of(class, tenant))
+    weigh(class, tenant, 0)
   else
     call('HINCRBY', WN, field_of(class, tenant), 0 - r.kv)
   end
 end
 
+-- How much all that wait in a class are given while a tenant of that weight is given one; `waits`:
+-- it is one of them already.
+local function shares(class, weight, waits)
+  local all = pool[WEIGHT[class]] + (waits and 0 or weight)
+  return math.max(1, all / weight)
+end
+
 -- Predicted milliseconds for a waiter with `kv` tokens and `count` waiters of its own class and tenant
--- up to and with itself, when `tenants` wait there and the class has `all_kv` and `all_count` with it:
--- each other tenant may be served as much meanwhile, and never more than waits altogether; before
--- them go all that wait in higher classes.
-local function fair_wait(class, kv, count, tenants, all_kv, all_count)
-  kv, count = math.min(all_kv, kv * tenants), math.min(all_count, count * tenants)
+-- up to and with itself, when all there are given `share` times as much meanwhile (and never more than
+-- waits altogether: `all_kv` and `all_count` with it); before them go all that wait in higher classes.
+local function fair_wait(class, kv, count, share, all_kv, all_count)
+  kv, count = math.min(all_kv, kv * share), math.min(all_count, count * share)
   for higher = 1, class - 1 do
     kv, count = kv + pool[NEED[higher]], count + pool[WAITING[higher]]
   end
   return time_to_serve(kv, count)
 end
 
--- Microseconds that a waiter with `kv` tokens holds up those behind it in its class and tenant; while
--- nothing is known requests are taken to last a second.
-local function time_of_place(class, kv)
-  local tenants = math.max(1, call('ZCARD', VT[class]))
-  local ms = time_of(kv * tenants, tenants)
-  if ms < 0 then ms = 1000 * tenants / math.max(1, pool.running) end
+-- Microseconds that `r` holds up those behind it in its class and tenant; while nothing is known
+-- requests are taken to last a second.
+local function time_of_place(r)
+  local waits = call('ZCARD', queue_of(r.rank, r.tenant)) > 0
+  local share = shares(r.rank, r.weight, waits)
+  local ms = time_of(r.kv * share, share)
+  if ms < 0 then ms = 1000 * share / math.max(1, pool.running) end
   return math.ceil(ms * 1000)
 end
 

@@ -20,7 +20,7 @@ local function refuse_late(rid, r)
     tell(r.ingress, 'x', rid, 'none', cold_start_left())
   else
     local line = line_of(r.rank, r.tenant)
-    local told = promise(line, r.mark, time_of_place(r.rank, r.kv), 0)
+    local told = promise(line, r.mark, time_of_place(r), 0)
     save_line(r.rank, r.tenant, line)
     tell(r.ingress, 'x', rid, 'full', told)
   end

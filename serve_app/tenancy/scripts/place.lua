@@ -6,9 +6,9 @@ local r = read_request(ARGV[2])
 if not r or r.state ~= 'q' then return {0, 0} end
 local class, queue = r.rank, queue_of(r.rank, r.tenant)
 local count = call('ZRANK', queue, ARGV[2]) + 1
-local tenants = call('ZCARD', VT[class])
+local share = shares(class, r.weight, true)
 local own = num(call('HGET', WN, field_of(class, r.tenant))) * count / call('ZCARD', queue)
-local eta = fair_wait(class, own, count, tenants, pool[NEED[class]], pool[WAITING[class]])
-local place = math.min(pool[WAITING[class]], count * tenants)
+local eta = fair_wait(class, own, count, share, pool[NEED[class]], pool[WAITING[class]])
+local place = math.min(pool[WAITING[class]], math.ceil(count * share))
 for higher = 1, class - 1 do place = place + pool[WAITING[higher]] end
 return {place, eta}

@@ -105,6 +105,7 @@ class Oracle:
         self.rules = {rank: Rule() for rank in RANKS}
         self.queues: dict[tuple[int, str], list[str]] = defaultdict(list)
         self.vth: dict[tuple[int, str], int] = {}
+        self.weights: dict[tuple[int, str], int] = {}
         self.clock = dict.fromkeys(RANKS, 0)
         self.turned = dict.fromkeys(RANKS, 0)
         self.leases: dict[str, int] = {}
@@ -281,14 +282,14 @@ class Oracle:
         gone = self.now - p["emptyat"] if p["emptyat"] else 0
         return max(1000, ((p["cold"] or 10_000_000) - gone) // 1000)
 
-    def time_of(self, kv: int, count: int) -> float:
+    def time_of(self, kv: float, count: float) -> float:
         p = self.pool
         if p["running"] <= 0 or p["committed"] <= 0 or p["ewk"] <= 0:
             return -1
         by_kv = kv * (p["eww"] / p["ewk"]) / p["committed"]
         return max(by_kv, count * (p["ewd"] / 256) / p["running"])
 
-    def time_to_serve(self, kv: int, count: int) -> int:
+    def time_to_serve(self, kv: float, count: float) -> int:
         p = self.pool
         tokens = max(0, kv - max(0, self.usable()))
         slots = max(0, count - max(0, p["maxrun"] - p["running"]))
@@ -369,12 +370,15 @@ class Oracle:
         if not self.waiters(r.rank):
             self.turned[r.rank] = self.now
         self.queues[r.rank, r.tenant].append(rid)
+        self.weights[r.rank, r.tenant] = r.weight
         r.deadline = self.now + patience
         self.pool["waiting"] += 1
         self.pool["wneed"] += r.kv
 
     def unqueue(self, rid: str, r: Request) -> None:
         self.queues[r.rank, r.tenant].remove(rid)
+        if not self.queues[r.rank, r.tenant]:
+            del self.weights[r.rank, r.tenant]
         self.pool["waiting"] -= 1
         self.pool["wneed"] -= r.kv
 
@@ -442,9 +446,9 @@ class Oracle:
     def promise(
         self, r: Request, line: Line, mark: str, lead: int = 0, broken: bool = False
     ) -> int:
-        tenants = max(1, len(self.active(r.rank)))
-        ms = self.time_of(r.kv * tenants, tenants)
-        place = math.ceil(1000 * (ms if ms >= 0 else 1000 * tenants / max(1, self.pool["running"])))
+        share = self.share(r)
+        ms = self.time_of(r.kv * share, share)
+        place = math.ceil(1000 * (ms if ms >= 0 else 1000 * share / max(1, self.pool["running"])))
         self.promises.lines[r.rank, r.tenant] = line
         return self.promises.promise(line, mark, place, lead, broken, self.now)
 
@@ -620,12 +624,17 @@ class Oracle:
         waiting = self.pool["waiting"]
         return waiting >= places or count > 4 * (places - waiting)
 
+    def share(self, r: Request) -> float:
+        """How much all tenants of its class are served for one of its own."""
+        waiting = {tenant: w for (rank, tenant), w in self.weights.items() if rank == r.rank}
+        return max(1.0, sum(({r.tenant: r.weight} | waiting).values()) / r.weight)
+
     def eta(self, r: Request, own: list[int]) -> int:
-        tenants = len(self.active(r.rank) | {r.tenant: 0})
+        share = self.share(r)
         peers = self.waiters(r.rank)
         higher = [x for rank in RANKS if rank < r.rank for x in self.waiters(rank)]
-        kv = min(sum(x.kv for x in peers) + r.kv, sum(own) * tenants) + sum(x.kv for x in higher)
-        count = min(len(peers) + 1, len(own) * tenants) + len(higher)
+        kv = min(sum(x.kv for x in peers) + r.kv, sum(own) * share) + sum(x.kv for x in higher)
+        count = min(len(peers) + 1, len(own) * share) + len(higher)
         return self.time_to_serve(kv, count)
 
     def settle(self, rid: str, how: str, counts: tuple[int, int, int]) -> int:

@@ -28,7 +28,8 @@ def expected(oracle: Oracle) -> dict[str, Any]:
         "owned": _sums(oracle, lambda r: r.ingress, lambda _: 1),
         "waiting": _sums(
             oracle, lambda r: f"{CLASSES[r.rank - 1]}:{r.tenant}", lambda r: r.kv, states="q"
-        ),
+        )
+        | {f"w:{CLASSES[rank - 1]}:{name}": w for (rank, name), w in oracle.weights.items()},
         "deadlines": {rid: r.deadline for rid, r in oracle.requests.items() if r.state == "q"},
         "ends": {rid: r.beg + r.mx for rid, r in oracle.requests.items() if r.state == "r"},
         "room": {name: r.room for name, r in oracle.replicas.items() if r.room is not None},
@@ -44,7 +45,7 @@ def expected(oracle: Oracle) -> dict[str, Any]:
             if time
         },
         "lines": {
-            f"{CLASSES[rank - 1]}:{tenant}": (line.last, line.owed, line.show, line.slow)
+            f"{CLASSES[rank - 1]}:{tenant}": (line.last, line.owed, line.out, line.show, line.slow)
             for (rank, tenant), line in oracle.promises.lines.items()
         },
         "promises": {
@@ -107,7 +108,7 @@ def limits_of(keys: dict[str, Config], tenants: dict[str, Config]) -> dict[str, 
 
 def _line(flat: Any) -> tuple[int, ...]:
     line = _pairs(flat)
-    return tuple(int(line[field]) for field in ("last", "owed", "show", "slow"))
+    return tuple(int(line[field]) for field in ("last", "owed", "out", "show", "slow"))
 
 
 def _pool(oracle: Oracle) -> dict[str, int]:
@@ -121,6 +122,7 @@ def _pool(oracle: Oracle) -> dict[str, int]:
             f"k{rank}": oracle.held(rank),
             f"v{rank}": oracle.clock[rank],
             f"s{rank}": oracle.turned[rank],
+            f"h{rank}": sum(w for (its, _), w in oracle.weights.items() if its == rank),
         }
     return {field: value for field, value in fields.items() if value}
 

@@ -114,3 +114,16 @@ def test_who_does_not_listen_gains_nothing_and_takes_nothing_from_who_does(
     pool.run(120, warm_up_s=40)
     assert served_as_told(polite) >= 0.9
     assert polite.cost / (polite.cost + deaf.cost) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("overload", [2.0, 3.0])
+def test_a_tenant_of_little_weight_is_served_when_it_comes_back_too(
+    client: redis.Redis, overload: float
+) -> None:
+    heavy, light = (regulars(overload / 2, 5, name) for name in ("heavy", "light"))
+    heavy.weight = 3
+    pool = Simulation(client, [heavy, light], kv=10**6, slots=SLOTS)
+    pool.run(150, warm_up_s=50)
+    assert served_as_told(light) >= 0.9
+    assert served_as_told(heavy) >= 0.9
+    assert statistics.mean(pool.busy) >= 0.95
