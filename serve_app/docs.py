@@ -76,7 +76,7 @@ def completion_route(model: str) -> dict[str, Any]:
         "summary": "Create a completion of a raw prompt",
         "description": "Goes on with text or token ids as they are: no chat template, no thoughts "
         "apart; all that is generated is text. With echo and logprobs it tells how likely each "
-        "token of the prompt is. The cancel route of chats ends such requests too.",
+        "token of the prompt is.",
         "operation_id": "createCompletion",
         "tags": ["Completions"],
         "responses": completion_responses(),

@@ -83,10 +83,21 @@ def _inference(desk: Desk, tokens: TokenService) -> APIRouter:
         parsed = parse_chat_request(await request.body()).with_defaults(caller.defaults)
         return _json(await tokens.render(parsed), caller, parsed.ignored)
 
-    @router.post("/v1/chat/completions/{id}/cancel", **cancel_route())
-    async def cancel(id: str, caller: Caller) -> Response:
+    @router.post(
+        "/v1/chat/completions/{id}/cancel",
+        **cancel_route("chat.completion", "cancelChatCompletion", "Chat"),
+    )
+    async def cancel_chat(id: str, caller: Caller) -> Response:
         await desk.stop(id, caller)
-        return _json(cancelled_body(id), caller)
+        return _json(cancelled_body(id, "chat.completion"), caller)
+
+    @router.post(
+        "/v1/completions/{id}/cancel",
+        **cancel_route("text_completion", "cancelCompletion", "Completions"),
+    )
+    async def cancel_completion(id: str, caller: Caller) -> Response:
+        await desk.stop(id, caller)
+        return _json(cancelled_body(id, "text_completion"), caller)
 
     return router
 

@@ -39,6 +39,10 @@ class PortTakenError(OSError):
     """The public port is in use."""
 
 
+class ClusterStartError(RuntimeError):
+    """Ray or Serve did not come up; the message says what may help."""
+
+
 class LocalCluster:
     """Starts Ray and Serve on loopback; `stop` ends every process and removes all their files."""
 
@@ -47,12 +51,25 @@ class LocalCluster:
         self._directory: Path | None = None
 
     def start(self) -> None:
-        """Bring up Ray, Serve's controller and HAProxy on the public port."""
+        """Bring up Ray, Serve's controller and HAProxy on the public port.
+
+        Raises:
+            ClusterStartError: they gave up; `stop` takes away what they left.
+        """
         # Unix sockets lie below: HAProxy adds 72 characters and allows 97 in all.
         self._directory = Path(tempfile.mkdtemp(prefix="dr-", dir="/tmp"))
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         os.environ.pop("RAY_ADDRESS", None)
         os.environ.update(self._environment(self._directory))
+        try:
+            self._start_ray(self._directory)
+        except Exception as error:  # Ray raises plain ones, by the kind of what did not answer
+            raise ClusterStartError(_not_started(error)) from error
+        # HAProxy answers by this file while no ingress runs; it is read at its next reload.
+        for page in self._directory.glob("h/*/500.http"):
+            page.write_bytes(_NO_INGRESS)
+
+    def _start_ray(self, directory: Path) -> None:
         import ray
         from ray import serve
 
@@ -60,7 +77,7 @@ class LocalCluster:
             address="local",
             num_cpus=_LOGICAL_CPUS,
             include_dashboard=False,
-            _temp_dir=str(self._directory / "ray"),
+            _temp_dir=str(directory / "ray"),
             _node_ip_address="127.0.0.1",
             object_store_memory=128 * 2**20,
             log_to_driver=False,
@@ -73,9 +90,6 @@ class LocalCluster:
             http_options={"host": self._host, "port": self._port},
             logging_config={"log_level": "WARNING"},
         )
-        # HAProxy answers by this file while no ingress runs; it is read at its next reload.
-        for page in self._directory.glob("h/*/500.http"):
-            page.write_bytes(_NO_INGRESS)
 
     def stop(self) -> None:
         """End Ray and all that is left of it; nothing to do if it was not started."""
@@ -150,6 +164,14 @@ class LocalCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
         }
+
+
+def _not_started(error: Exception) -> str:
+    said = next(iter(str(error).splitlines()), "") or "no reason given"
+    return (
+        f"Ray did not start ({type(error).__name__}: {said}); it waits for its processes for 30 s:"
+        " start again when the machine is less busy, with 2 GB of memory and room in /tmp"
+    )
 
 
 def _free_port_range(seed: int) -> int:

@@ -23,7 +23,7 @@ from cluster.engine.rank_main import main as model_rank
 from cluster.worker.gang import RankMain
 from serve_app import preflight
 from serve_app.config import ServeConfig
-from serve_app.local_cluster import LocalCluster, PortTakenError
+from serve_app.local_cluster import ClusterStartError, LocalCluster, PortTakenError
 from serve_app.sections import LedgerSection
 from serve_app.status import publish_keys, status_if_known
 from serve_app.stop_signals import StopSignals
@@ -39,6 +39,10 @@ _POLL_S = 0.5
 _READY_TIMEOUT_S = 60.0
 _LAST_WORDS_S = 0.5
 """What error events need to reach their clients."""
+
+
+_NAMED = (ClusterStartError, PortTakenError, RedisServerError, KeyFileError, PepperError)
+"""Their messages name what to change."""
 
 
 class LocalServiceError(RuntimeError):
@@ -67,7 +71,7 @@ def run(config: ServeConfig, rank_main: RankMain = model_rank) -> None:
                 service.signals.ignore()
                 service.say("stopping …")
                 service.stop()
-    except (PortTakenError, RedisServerError, KeyFileError, PepperError) as error:
+    except _NAMED as error:
         raise LocalServiceError(str(error)) from None
     except (StoreUnavailable, StoreError) as error:
         reason = error.reason if isinstance(error, StoreUnavailable) else str(error)

@@ -1,8 +1,8 @@
 """The door for request bodies: bytes from anybody in, the fields of one JSON object out.
 
-Owns what all requests have in common: types are strict (true is not 1 and "1" is not 1), a null
-field is a field left out, unknown fields are kept to be named as ignored. Refuses to know which
-fields there are.
+Owns what all requests have in common: types are strict (true and "1" are not 1),
+a null field is a field left out, unknown fields are kept to be named as ignored. Refuses to know
+which fields there are.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Discriminator
+from pydantic import BaseModel, ConfigDict, Discriminator, model_validator
 
 from serve_app.openai.errors import invalid_json, invalid_value
 
@@ -25,6 +25,20 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class Numbered(Strict):
+    """A part that has integers: 100.0 is one too, as JSON Schema has it, because some languages
+    write all their numbers so."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        numbers = ((name, value) for name, value in fields.items() if isinstance(value, float))
+        whole = {name: int(value) for name, value in numbers if value.is_integer()}
+        return fields | whole if whole else fields
 
 
 def _string_or_array(value: Any) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from cluster.request import RequestOutput, Usage
+from serve_app.openai import sse
 from serve_app.openai.chat_choice import ChatStyle, CollectedChoice, StreamedChoice
 from serve_app.openai.response import (
     NO_USAGE,
@@ -89,7 +90,7 @@ class ChatStream:
 
     def first(self) -> bytes:
         """The events that open every stream; may be sent before there is a token."""
-        echo = b"," + orjson.dumps(dict(self._echo))[1:-1] if self._echo else b""
+        echo = b"," + sse.line(dict(self._echo))[1:-1] if self._echo else b""
         opening, *others = self._choices
         return opening.first(echo) + b"".join([choice.first() for choice in others])
 

@@ -6,11 +6,10 @@ choices, usage, the head of the response.
 
 from typing import Any, NamedTuple
 
-import orjson
-
 from cluster.request import RequestOutput
 from cluster.text.tokenizer import Tokenizer
 from cluster.text.tool_reader import AnswerPiece, ToolReader
+from serve_app.openai import sse
 from serve_app.openai.reasoning_format import (
     ClientDelta,
     ReasoningFormat,
@@ -185,13 +184,13 @@ class StreamedChoice:
             told = self._answer.told() if is_last else {"logprobs": None}
             ending = self._end_of_choice({**told, "finish_reason": None})
         if isinstance(piece, AnswerPiece):
-            return self._delta_prefix + orjson.dumps(call_delta(piece)) + ending
+            return self._delta_prefix + sse.line(call_delta(piece)) + ending
         if piece.content:
-            return self._content_prefix + orjson.dumps(piece.content) + b"}" + ending
-        text = orjson.dumps(piece.reasoning)
+            return self._content_prefix + sse.line(piece.content) + b"}" + ending
+        text = sse.line(piece.reasoning)
         delta = b'{"reasoning_content":' + text + b',"reasoning":' + text + b"}"
         return self._delta_prefix + delta + ending
 
     def _end_of_choice(self, fields: dict[str, Any]) -> bytes:
         """The fields behind a choice's delta, and the end of the event."""
-        return b"," + orjson.dumps(fields)[1:] + b"]" + self._frame.end_of_event()
+        return b"," + sse.line(fields)[1:] + b"]" + self._frame.end_of_event()

@@ -19,6 +19,7 @@ import orjson
 
 from cluster.request import RequestOutput, Usage
 from cluster.text.tokenizer import Tokenizer
+from serve_app.openai import sse
 from serve_app.openai.response import (
     NO_USAGE,
     ChunkFrame,
@@ -232,7 +233,7 @@ class TextStream:
 
     def _event(self, index: int, piece: Piece, fields: dict[str, Any]) -> bytes:
         choice = {"index": index, "text": piece.text, "logprobs": piece.logprobs, **fields}
-        choices = b',"choices":[' + orjson.dumps(choice) + b"]"
+        choices = b',"choices":[' + sse.line(choice) + b"]"
         return self._frame.prefix + choices + self._frame.end_of_event()
 
 

@@ -21,7 +21,7 @@ from cluster.request import (
     MIN_REPETITION_PENALTY,
     SamplingParams,
 )
-from serve_app.openai.body import STRING_OR_ARRAY, Strict
+from serve_app.openai.body import STRING_OR_ARRAY, Numbered, Strict
 from serve_app.openai.errors import invalid_value
 from serve_app.openai.response import StreamUsage
 
@@ -54,7 +54,7 @@ class StreamOptions(Strict):
     """With include_usage, every event tells the token counts so far."""
 
 
-class GenerationFields(Strict, abc.ABC):
+class GenerationFields(Numbered, abc.ABC):
     """How tokens are drawn, when they end and how they are sent."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]

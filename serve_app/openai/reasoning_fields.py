@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve_app.openai.body import Strict
+from serve_app.openai.body import Numbered, Strict
 from serve_app.openai.errors import invalid_value
 from serve_app.openai.generation_fields import GenerationFields
 from serve_app.openai.reasoning_format import ReasoningFormat
@@ -40,7 +40,7 @@ RESERVE_SHARE = 4
 MAX_RESERVE = 1024
 
 
-class ReasoningOptions(Strict):
+class ReasoningOptions(Numbered):
     """OpenRouter's way to say it."""
 
     exclude: bool | None = None
@@ -51,7 +51,7 @@ class ReasoningOptions(Strict):
     """Another name of thinking_token_budget."""
 
 
-class ThinkingSwitch(Strict):
+class ThinkingSwitch(Numbered):
     """DeepSeek's way to switch thinking on or off."""
 
     type: Literal["enabled", "disabled"]
@@ -59,7 +59,7 @@ class ThinkingSwitch(Strict):
     """Another name of thinking_token_budget."""
 
 
-class TemplateOptions(Strict):
+class TemplateOptions(Numbered):
     """What a chat template may be told: whether to think, and how long."""
 
     thinking: bool | None = None

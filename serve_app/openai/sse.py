@@ -4,6 +4,10 @@ Owns the framing bytes. Refuses to know what an event says. `[DONE]` means succe
 fails ends with one error event and without it.
 """
 
+from typing import Any
+
+import orjson
+
 from serve_app.openai.errors import ApiError, envelope
 
 DONE = b"data: [DONE]\n\n"
@@ -17,6 +21,9 @@ def queued_comment(position: int, eta_s: float | None) -> bytes:
     return f": queued position={position}{eta}\n\n".encode()
 
 
+_LINE_ENDS = [(end.encode(), b"\\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
+"""JSON has them raw; a reader of lines who knows Unicode (httpx does) would cut an event there."""
+
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -24,8 +31,17 @@ HEADERS = {
 }
 
 
+def line(value: Any) -> bytes:
+    """JSON that is one line to every reader of lines."""
+    text = orjson.dumps(value)
+    if not text.isascii():
+        for end, escaped in _LINE_ENDS:
+            text = text.replace(end, escaped)
+    return text
+
+
 def event(payload: bytes) -> bytes:
-    """One event; `payload` is JSON on a single line, as orjson writes it."""
+    """One event; `payload` is JSON on a single line."""
     return b"data: %b\n\n" % payload
 
 

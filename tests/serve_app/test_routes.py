@@ -78,6 +78,7 @@ async def test_every_route_is_public_by_name_or_asks_for_a_key(site: Site) -> No
         ("POST", f"{CHAT}/render"),
         ("POST", "/v1/completions"),
         ("POST", f"{CHAT}/{{id}}/cancel"),
+        ("POST", "/v1/completions/{id}/cancel"),
         ("POST", "/tokenize"),
         ("POST", "/detokenize"),
         ("GET", "/admin/v1/keys"),

@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.conformance.wire import (
     CHAT,
     COUNT_TO_150,
+    MODEL,
     asked,
     counted,
     error_of,
@@ -169,13 +170,17 @@ def test_g84_another_body_under_the_name_is_refused(service: Service) -> None:
 
 def test_g85_a_request_is_ended_by_its_owner_and_nobody_else(service: Service) -> None:
     stranger = service.cli("keys", "create", "--tenant", "g85")["secret"]
-    for _ in range(4):  # the proxy gives the request and its end to either ingress
-        with streaming(service, COUNT_TO_150) as reply:
+    counting = {"model": MODEL, "prompt": "1, 2, 3", "max_tokens": 1000, "ignore_eos": True}
+    # The proxy gives the request and its end to either ingress.
+    for path, body in ((CHAT, COUNT_TO_150), ("/v1/completions", counting)) * 3:
+        with streaming(service, body, path=path) as reply:
             lines = (line for line in reply.iter_lines() if line.startswith("data: "))
             (first,) = events_of([next(lines)])
-            url = f"{CHAT}/{first['id']}/cancel"
+            url = f"{path}/{first['id']}/cancel"
             error_of(post(service, b"", path=url, key=stranger), 404, "request_not_found")
-            assert post(service, b"", path=url).json()["cancelled"] is True
+            kind = first["object"].removesuffix(".chunk")
+            told = {"id": first["id"], "object": f"{kind}.cancelled", "cancelled": True}
+            assert post(service, b"", path=url).json() == told
             rest = list(lines)
         assert events_of(rest)[-1]["error"]["code"] == "request_cancelled"
         assert "data: [DONE]" not in rest

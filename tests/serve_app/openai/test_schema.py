@@ -87,7 +87,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 32769}, "max_tokens"),
-    ({"max_tokens": 10.0}, "max_tokens"),
+    ({"max_tokens": 10.5}, "max_tokens"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 2.1}, "temperature"),
@@ -100,7 +100,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"min_p": 1.5}, "min_p"),
     ({"min_p": -0.5}, "min_p"),
     ({"seed": 2**63}, "seed"),
-    ({"seed": 1.0}, "seed"),
+    ({"seed": 1.5}, "seed"),
     ({"seed": "1"}, "seed"),
     ({"stop": ""}, "stop"),
     ({"stop": "x" * 257}, "stop"),
@@ -401,6 +401,17 @@ def test_null_is_the_same_as_left_out() -> None:
     request, ignored = parse(**dict.fromkeys(names))
     assert request == parse().request
     assert ignored == ()
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    names = ("max_tokens", "max_completion_tokens", "n", "top_k", "seed", "min_tokens")
+    request = parse(**dict.fromkeys(names, 3.0), reasoning={"max_tokens": 2e1}).request
+    for name in names:
+        assert repr(getattr(request, name)) == "3"
+    assert request.reasoning is not None
+    assert repr(request.reasoning.max_tokens) == "20"
+    for value in (3.5, 1e300, -1e300):
+        assert refusal(max_tokens=value).param == "max_tokens"
 
 
 def test_text_parts_equal_the_joined_string() -> None:

@@ -24,3 +24,11 @@ def test_proxies_are_told_not_to_buffer_or_store() -> None:
     assert sse.HEADERS["content-type"].startswith("text/event-stream")
     assert sse.HEADERS["cache-control"] == "no-cache"
     assert sse.HEADERS["x-accel-buffering"] == "no"
+
+
+def test_no_reader_of_lines_finds_an_end_of_line_within_an_event() -> None:
+    said = {"naïve \u2028 \u2029": "a\x85b\r\n\x0b\x0c\x1c 日本語 \U0001f642"}
+    raw = sse.event(sse.line(said)).decode()
+    assert len(raw.splitlines()) == 2
+    assert json.loads(raw[6:]) == said
+    assert "日本語" in raw
