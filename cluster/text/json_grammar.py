@@ -1,7 +1,8 @@
 """JSON as a grammar: sources for `grammar` whose answers are JSON values of a schema.
 
-Owns how the JSON may be laid out. Refuses to know what a schema may hold: llguidance refuses what
-it cannot hold an answer to.
+Owns how the JSON may be laid out, and that a schema is narrowed where answers can be held to less
+than it says. Refuses to know what a schema may hold: llguidance refuses what it cannot hold an
+answer to.
 
 Blanks are bounded: one space, or a line break and an indentation. A model that may write as many
 as it likes sometimes writes nothing else.
@@ -10,6 +11,10 @@ as it likes sometimes writes nothing else.
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from cluster.text.one_of import exclusive
+from cluster.text.schema_formats import held_formats
+from cluster.text.schema_parts import rewritten
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
@@ -27,5 +32,6 @@ def json_answer(schema: Mapping[str, Any]) -> str:
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """The body of a Lark rule for a value of the schema, with our layout instead of its own."""
-    own = {name: value for name, value in schema.items() if name != _OPTIONS}
+    narrowed = rewritten(exclusive(schema), held_formats)
+    own = {name: value for name, value in narrowed.items() if name != _OPTIONS}
     return "%json " + json.dumps(own | {_OPTIONS: _LAYOUT}, separators=(",", ":"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from cluster.text.schema_parts import LISTED, NAMED, ONE
 from serve_app.openai.errors import ApiError, invalid_value
 
 MAX_SCHEMA_BYTES = 64 * 2**10
@@ -40,17 +41,14 @@ _UNSUPPORTED = frozenset(
         "uniqueItems",
     }
 )
-_SCHEMA = ("additionalItems", "additionalProperties", "items")
-_SCHEMAS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
-_NAMED_SCHEMAS = ("$defs", "definitions", "patternProperties", "properties")
 
 _TOO_COMPLEX = "It is too complex. Use fewer choices, optional properties and patterns."
 _REPORTS = (
     ("not disjoint", "'patternProperties' must not match the same name twice."),
     (
         "oneOf constraints",
-        "'oneOf' is supported only where its branches plainly exclude each other, by their types "
-        "or by a property with a 'const' of its own. Use 'anyOf'.",
+        "'oneOf' is supported only where its branches plainly exclude each other, by their types, "
+        "values, bounds or required properties. Use 'anyOf'.",
     ),
     (
         "Unknown format",
@@ -127,11 +125,11 @@ def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]]
         if not isinstance(part, dict):
             continue
         yield part, depth
-        within = [part.get(name) for name in _SCHEMA]
-        for name in _SCHEMAS:
+        within = [part.get(name) for name in ONE]
+        for name in LISTED:
             listed = part.get(name)
             within += listed if isinstance(listed, list) else []
-        for name in _NAMED_SCHEMAS:
+        for name in NAMED:
             named = part.get(name)
             within += named.values() if isinstance(named, dict) else []
         waiting += [(one, depth + 1) for one in within]

@@ -1,4 +1,4 @@
-"""Twenty-five schemas whose values are short, so that a tiny model finishes them."""
+"""Schemas whose values are short, so that a tiny model finishes them."""
 
 from typing import Any
 
@@ -69,6 +69,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             record(kind={"const": "dog"}, tricks=items(text(3))),
         ]
     },
+    "oneOf by reference or null": {
+        "$defs": {"leaf": record(value=DIGIT)},
+        **record(leaf={"oneOf": [{"$ref": "#/$defs/leaf"}, {"type": "null"}]}),
+    },
+    "oneOf by what is required": {
+        "type": "object",
+        "properties": {"cash": DIGIT, "card": text(4)},
+        "additionalProperties": False,
+        "oneOf": [{"required": ["cash"]}, {"required": ["card"]}],
+    },
+    "oneOf by bounds": {"oneOf": [DIGIT, {"type": "integer", "minimum": 50, "maximum": 99}]},
     "anyOf": {"anyOf": [record(a=DIGIT), record(b={"type": "boolean"})]},
     "allOf": {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 8}]},
     "nullable by types": record(maybe={"type": ["boolean", "null"]}, sure={"type": "boolean"}),
@@ -76,7 +87,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "length bounds": record(s={"type": "string", "minLength": 3, "maxLength": 5}),
     "pattern": record(code={"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"}),
     "formats": record(
-        day={"type": "string", "format": "date"}, id={"type": "string", "format": "uuid"}
+        day={"type": "string", "format": "date"},
+        at={"type": "string", "format": "date-time"},
+        id={"type": "string", "format": "uuid"},
+        size={"type": "integer", "format": "int32", "minimum": 0, "maximum": 9},
     ),
     "map": {
         "type": "object",

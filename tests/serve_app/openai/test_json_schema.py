@@ -116,7 +116,7 @@ def test_no_refusal_of_a_bomb_repeats_it(name: str) -> None:
     ("schema", "named"),
     [
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "'oneOf'"),
-        ({"type": "string", "format": CANARY}, "'format'"),
+        ({"type": "string", "format": "uri-template"}, "'format'"),
         ({"type": "string", "pattern": f"({CANARY}"}, "'pattern'"),
         ({"type": "string", "pattern": "^(?=a)b$"}, "'pattern'"),
         ({"type": "number", "minimum": -1e300, "maximum": 1e300}, "bound of a number"),
