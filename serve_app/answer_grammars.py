@@ -4,6 +4,7 @@ Owns which field is told to be at fault when it cannot be had. Knows no HTTP and
 """
 
 from cluster.request import MAX_GRAMMAR_CHARS
+from cluster.text.grammar_trial import OUT_OF_TIME
 from cluster.text.json_grammar import json_answer
 from cluster.text.tool_calls import answer_with_calls
 from serve_app.grammar_gate import GrammarGate
@@ -36,17 +37,20 @@ class AnswerGrammars:
         else:
             return None
         if report := await self._report(grammar):
-            raise await self._at_fault(request) or refusal(report, param)
+            raise await self._at_fault(request, report) or refusal(report, param)
         return grammar
 
-    async def _at_fault(self, request: ChatCompletionRequest) -> ApiError | None:
-        """The first schema that cannot be had by itself, if there is one."""
+    async def _at_fault(self, request: ChatCompletionRequest, report: str) -> ApiError | None:
+        """The only schema, or the first that cannot be had by itself, if there is one. Where
+        finding out took too long already, nobody looks for it among many."""
         schemas = [] if request.form is None else [request.form]
         for index, tool in enumerate(request.calling.tools if request.calling else ()):
             schemas.append(Form(tool.parameters, f"tools[{index}].function.parameters"))
-        for schema, param in schemas:
-            if report := await self._report(json_answer(schema)):
-                return refusal(report, param)
+        if len(schemas) == 1:
+            return refusal(report, schemas[0].param)
+        for schema, param in () if report.startswith(OUT_OF_TIME) else schemas:
+            if own_report := await self._report(json_answer(schema)):
+                return refusal(own_report, param)
         return None
 
     async def _report(self, grammar: str) -> str:

@@ -24,7 +24,11 @@ from cluster.text.grammar import GrammarCompiler, GrammarError, Matcher
 from cluster.text.tokenizer import Tokenizer
 
 LIMIT_S = 2.0
-"""What one trial may take."""
+"""Processor time that one trial may take: a verdict must not depend on how busy the machine is."""
+OUT_OF_TIME = "it takes more than"
+"""How the reason begins for a trial that took more."""
+_WAIT = 5
+"""The same of waiting, in limits: for whoever waits for the verdict."""
 _MEMORY_BYTES = 4 * 2**30
 _NICENESS = 10
 _ANSWERS, _ANSWER_IDS = 4, 48
@@ -41,7 +45,7 @@ class GrammarTrial:
         self._busy = threading.Lock()
 
     def run(self, source: str) -> None:
-        """Blocks for the time limit at most, and for the start of the process before the first.
+        """Blocks for as long as a trial may take, and before the first until the process runs.
 
         Raises:
             GrammarError: the grammar is refused. The message may quote it.
@@ -73,8 +77,8 @@ class GrammarTrial:
         if answer is not None:
             return answer.decode()
         ended = self._end()
-        timed_out = ended == -signal.SIGALRM
-        return f"it takes more than {self._limit_s:g} s" if timed_out else "it exceeds the limits"
+        timed_out = ended in (-signal.SIGPROF, -signal.SIGALRM)
+        return f"{OUT_OF_TIME} {self._limit_s:g} s" if timed_out else "it exceeds the limits"
 
     def _end(self) -> int | None:
         process, self._process = self._process, None
@@ -88,10 +92,16 @@ def _child(model_dir: str, limit_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     compiler = GrammarCompiler(Tokenizer(model_dir))
     while (source := _read(sys.stdin.buffer)) is not None:
-        signal.setitimer(signal.ITIMER_REAL, limit_s)  # the kernel ends this process then
+        _end_after(limit_s)
         reason = _refusal(compiler, source.decode())
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _end_after(0)
         _write(sys.stdout.buffer, reason.encode())
+
+
+def _end_after(limit_s: float) -> None:
+    """The kernel ends this process after so much work, or so much more waiting; 0: it does not."""
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
+    signal.setitimer(signal.ITIMER_REAL, _WAIT * limit_s)
 
 
 def _refusal(compiler: GrammarCompiler, source: str) -> str:

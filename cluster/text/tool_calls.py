@@ -69,8 +69,9 @@ def introduction(tools: Sequence[Tool], rule: CallRule) -> str:
 
 
 def written_call(name: str, arguments: str) -> str:
-    """A call as the model writes it; `arguments` are JSON."""
-    return f"{CALL_START}{NAME_START}{name}{ARGUMENTS_START}{arguments}{ARGUMENTS_END}{CALL_END}"
+    """A call as the model writes it; `arguments` are JSON, or nothing where there were none."""
+    told = arguments.strip() or "{}"
+    return f"{CALL_START}{NAME_START}{name}{ARGUMENTS_START}{told}{ARGUMENTS_END}{CALL_END}"
 
 
 def written_results(results: Sequence[str]) -> str:

@@ -47,6 +47,11 @@ class ToolReader:
         self._in_string = False
         self._escaped = False
 
+    @property
+    def within_a_call(self) -> bool:
+        """Whether the last call's arguments, or its name, are not complete."""
+        return self._place in (_Place.NAME, _Place.ARGUMENTS)
+
     def push(self, text: str) -> list[AnswerPiece]:
         """What the next text adds."""
         pieces: list[AnswerPiece] = []

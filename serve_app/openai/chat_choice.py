@@ -88,9 +88,11 @@ class _ShownAnswer:
         return {"logprobs": None} if self.details is None else self.details.take()
 
     def ends(self, last: RequestOutput) -> dict[str, Any]:
-        """What ended the answer, and the thoughts before it."""
+        """What ended the answer, and the thoughts before it. A stop string may cut a call: nobody
+        is told to make that one."""
         reason = told_reason(last)
-        called = self._reader is not None and self._reader.num_calls > 0
+        reader = self._reader
+        called = reader is not None and reader.num_calls > 0 and not reader.within_a_call
         return {
             "finish_reason": "tool_calls" if called and reason == "stop" else reason,
             "stop_reason": last.stop_reason,

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 
 from cluster.request import SamplingParams
+from cluster.text.grammar_trial import OUT_OF_TIME
 from cluster.text.json_grammar import ANY_OBJECT, json_answer
 from cluster.text.tool_calls import CallRule, Tool, answer_with_calls
 from serve_app import answer_grammars
 from serve_app.deltas import Submission
+from serve_app.grammar_gate import GrammarGate
 from tests.serve_app.site import Site, error_of
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -100,6 +102,26 @@ async def test_the_schema_at_fault_is_named_among_many(site: Site) -> None:
     format_ = asked(overlapping)
     reply = await site.chat(key, tools=[tool("f", SCHEMA)], response_format=format_)
     assert error_of(reply)["param"] == "response_format.json_schema.schema"
+
+
+async def test_no_schema_is_looked_for_where_finding_out_took_too_long(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    async def out_of_time(_: GrammarGate, source: str) -> str:
+        tried.append(source)
+        return f"{OUT_OF_TIME} 2 s"
+
+    monkeypatch.setattr(GrammarGate, "report", out_of_time)
+    await site.world.replica()
+    key = await site.bearer()
+    tools = [tool(name, SCHEMA) for name in "fgh"]
+    for asks, param in ((tools, "tools"), (tools[:1], "tools[0].function.parameters")):
+        tried.clear()
+        error = error_of(await site.chat(key, tools=asks))
+        assert (error["param"], len(tried)) == (param, 1)
+        assert "too complex" in error["message"]
 
 
 async def test_tools_beyond_all_bounds_are_refused_as_a_whole(

@@ -171,3 +171,8 @@ def test_the_model_is_shown_every_tool_and_how_to_call_it() -> None:
     assert "must" in introduction(TOOLS, MUST)
     assert "one" in introduction(TOOLS, ONE)
     assert written_results(["a", "b"]).count("<tool_response>") == 2
+
+
+@pytest.mark.parametrize("nothing", ["", " \n"])
+def test_a_call_of_the_past_without_arguments_is_still_json(nothing: str) -> None:
+    assert written_call("now", nothing) == written_call("now", "{}")

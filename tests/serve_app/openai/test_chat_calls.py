@@ -99,12 +99,15 @@ def test_an_answer_in_text_is_text(cut: int) -> None:
     assert joined(streamed(outputs(text, cut))) == {"content": text, "calls": [], "reason": "stop"}
 
 
-def test_a_truncated_call_ends_with_length() -> None:
-    deltas = outputs(PARIS[:60], 5, FinishReason.LENGTH)
-    choice = whole(deltas)
-    assert choice["finish_reason"] == "length"
-    assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
-    assert joined(streamed(deltas))["reason"] == "length"
+@pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.STOP])
+def test_nobody_is_told_to_make_a_call_that_was_cut(reason: FinishReason) -> None:
+    """By max_tokens, or by a stop string among the arguments."""
+    for before in ("", NOW):
+        deltas = outputs(before + PARIS[:60], 5, reason)
+        choice = whole(deltas)
+        assert choice["finish_reason"] == reason.value
+        assert choice["message"]["tool_calls"][-1]["function"]["name"] == "weather"
+        assert joined(streamed(deltas))["reason"] == reason.value
 
 
 def test_no_event_is_empty_and_each_carries_one_kind_of_thing() -> None:
