@@ -90,6 +90,11 @@ class Device:
         return "symmetric" if self.is_cuda and wanted == "auto" else wanted
 
     @property
+    def computes_apart(self) -> bool:
+        """Whether it computes while the host goes on, so that the host may plan ahead."""
+        return self.is_cuda
+
+    @property
     def supports_graphs(self) -> bool:
         """Whether a decode step can be captured and replayed (CUDA graphs)."""
         return self.is_cuda
@@ -152,6 +157,27 @@ def sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Arriving:
+    """A copy of a tensor on its way to the host, behind all that the device was given before."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.late = tensor.device.type != "cpu"
+        """Whether it may take a while."""
+        self._host = tensor
+        if self.late:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there.record()
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """What arrived; waits until it has."""
+        if self.late:
+            self._there.synchronize()
+        array: npt.NDArray[Any] = self._host.numpy()
+        return array
 
 
 class GraphRecorder:

@@ -23,6 +23,8 @@ class EngineFacts(msgspec.Struct, frozen=True, array_like=True):
     dtype: str
     kernels: str = ""
     """Who computes, as far as it may change the bits of an answer."""
+    computes_apart: bool = False
+    """Whether steps are computed while the core goes on."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from cluster.batch import ModelRunnerOutput, SchedulerOutput, decode_scheduler_output
+from cluster.batch import SchedulerOutput, decode_scheduler_output
 from cluster.config import EngineConfig
 from cluster.engine.core_loop import CoreLoop
 from cluster.engine.core_messages import EngineFacts, Progress, Ready, Start
@@ -36,7 +36,7 @@ from cluster.worker.channel import (
     Listener,
     join,
 )
-from cluster.worker.executor import Executor, GangExecutor
+from cluster.worker.executor import SETTLE, Executor, GangExecutor, Launched
 from cluster.worker.gang import RankSpec
 
 COLLECTIVE_TIMEOUT_S = 600.0
@@ -62,7 +62,9 @@ class RankWorker(Protocol):
 
     def init_kv_cache(self, num_blocks: int) -> None: ...
 
-    def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput | None: ...
+    def launch(self, frame: SchedulerOutput) -> Launched: ...
+
+    def follow(self, frame: SchedulerOutput | None) -> None: ...
 
 
 MakeWorker = Callable[[RankSpec, str], RankWorker]
@@ -129,7 +131,7 @@ def _follow(
     while True:
         frame = channel.receive()
         with link.busy():
-            worker.execute(decode_scheduler_output(frame))
+            worker.follow(decode_scheduler_output(frame) if frame != SETTLE else None)
 
 
 def _ready_worker(
@@ -156,7 +158,7 @@ def engine_core(config: EngineConfig, facts: EngineFacts, executor: Executor) ->
     scheduler = Scheduler(limits, kv, frozenset(facts.eos_token_ids))
     plans_ahead = config.async_scheduling
     if plans_ahead is None:
-        plans_ahead = facts.device.startswith("cuda")
+        plans_ahead = facts.computes_apart
     return EngineCore(scheduler, executor, plans_ahead)
 
 

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cluster.device import sent
+
 
 class Allowed(NamedTuple):
     """Of M sampling positions; at all others every id may be drawn."""
@@ -37,7 +39,7 @@ def forbid_others(logits: Tensor, allowed: Allowed, first_id: int) -> None:
     if len(allowed.positions) == len(logits):
         logits.masked_fill_(forbidden, -math.inf)
         return
-    rows = torch.from_numpy(allowed.positions).to(logits.device)
+    rows = sent(allowed.positions, logits.device)
     logits[rows] = logits[rows].masked_fill_(forbidden, -math.inf)
 
 
@@ -45,7 +47,7 @@ def _bits(packed: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """[M, bytes] -> bool [M, 8 * bytes]; they travel to another device packed."""
     if device.type == "cpu":
         return torch.from_numpy(np.unpackbits(packed, axis=1, bitorder="little")).view(torch.bool)
-    return _unpacked(torch.from_numpy(packed).to(device))
+    return _unpacked(sent(packed, device))
 
 
 def _unpacked(packed: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Executor: all ranks as one, seen from the engine core.
 
 Owns the order of a step: the frame goes out to the other ranks, then this rank computes its share,
-and its answer is the answer. Knows no scheduler, no processes and no torch.
+and its answer is the answer. A device that computes by itself is given the next frame before the
+answer to the last is there; ranks then settle a frame when they draw from the next one, or when
+rank 0 says so because there is none. Knows no scheduler, no processes and no torch.
 """
 
 from collections.abc import Sequence
@@ -9,6 +11,9 @@ from typing import NamedTuple, Protocol
 
 from cluster.batch import ModelRunnerOutput, SchedulerOutput, encode
 from cluster.worker.channel import Channel
+
+SETTLE = b""
+"""In place of a frame: settle the last one, as rank 0 does."""
 
 
 class Answer(Protocol):
@@ -38,10 +43,28 @@ class Executor(Protocol):
 
 
 class Computes(Protocol):
-    """What an executor needs of `cluster.worker.worker.Worker`."""
+    """A worker that computes a frame at once."""
 
     def execute(self, frame: SchedulerOutput, /) -> ModelRunnerOutput | None:
         """The answer on rank 0, None elsewhere."""
+
+
+class Launched(Protocol):
+    """A frame that rank 0 has let its device compute."""
+
+    def needs_settling(self) -> bool:
+        """Whether the other ranks must be told to settle this frame: its answer is still on its
+        way, and no later frame would let them do so."""
+
+    def result(self) -> ModelRunnerOutput:
+        """The answer; waits for the device."""
+
+
+class Launches(Protocol):
+    """What a gang's executor needs of `cluster.worker.worker.Worker`."""
+
+    def launch(self, frame: SchedulerOutput, /) -> Launched:
+        """Let the device compute the frame; the host goes on."""
 
 
 class InlineExecutor:
@@ -51,7 +74,10 @@ class InlineExecutor:
         self._worker = worker
 
     def submit(self, scheduled: SchedulerOutput, /) -> Computed:
-        return _answer(self._worker, scheduled)
+        computed = self._worker.execute(scheduled)
+        if computed is None:
+            raise RuntimeError("only rank 0 answers, and only rank 0 drives the others")
+        return Computed(computed)
 
     def close(self) -> None:
         """Nothing to let go."""
@@ -60,24 +86,30 @@ class InlineExecutor:
 class GangExecutor:
     """Rank 0's own worker, and a channel to every other rank."""
 
-    def __init__(self, worker: Computes, channels: Sequence[Channel]) -> None:
+    def __init__(self, worker: Launches, channels: Sequence[Channel]) -> None:
         self._worker = worker
         self._channels = channels
 
-    def submit(self, scheduled: SchedulerOutput, /) -> Computed:
+    def submit(self, scheduled: SchedulerOutput, /) -> Answer:
         """Raises ChannelClosedError when a rank is gone."""
-        frame = encode(scheduled)
+        self.tell(encode(scheduled))
+        return _UnderWay(self, self._worker.launch(scheduled))
+
+    def tell(self, frame: bytes) -> None:
+        """Raises ChannelClosedError when a rank is gone."""
         for channel in self._channels:
             channel.send(frame)
-        return _answer(self._worker, scheduled)
 
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
 
 
-def _answer(worker: Computes, scheduled: SchedulerOutput) -> Computed:
-    computed = worker.execute(scheduled)
-    if computed is None:
-        raise RuntimeError("only rank 0 answers, and only rank 0 drives the others")
-    return Computed(computed)
+class _UnderWay(NamedTuple):
+    executor: GangExecutor
+    launched: Launched
+
+    def result(self) -> ModelRunnerOutput:
+        if self.launched.needs_settling():
+            self.executor.tell(SETTLE)
+        return self.launched.result()

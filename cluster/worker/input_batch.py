@@ -7,7 +7,9 @@ no model. Refuses frames that contradict what it has seen: a rank that lost step
     token_ids    [rows, max_model_len]   num_tokens[row] of them known, then the drafts
     block_table  [rows, max_blocks]      num_blocks[row] of them given, the rest 0 (the dummy)
 
-A step: `apply` the frame, `prepare` its inputs, compute, draw, then `record` what was drawn.
+A step: `apply` the frame, `prepare` its inputs, compute, draw by `sampling`, then `record` what was
+drawn. Where the next step begins before that is known here, the rows `expect` a token each, which
+that step takes on the device, and `fill` it in when it came.
 """
 
 import dataclasses
@@ -40,7 +42,11 @@ class StepInputs:
     """One step on the device, and what the host must remember of it."""
 
     token_ids: Tensor
-    """int64 [T]"""
+    """int64 [T]; -1 where a token is awaited"""
+    awaited: Tensor | None
+    """int64 [T]: which of the tokens drawn last it is, -1: none; None: none is awaited."""
+    rows: Ints
+    """[B] in the order of `metadata`."""
     metadata: AttentionMetadata
     sample_index: Tensor
     """int64 [S]: where within T something is drawn: at each sampling row's last known token, then
@@ -56,7 +62,6 @@ class StepInputs:
     """int64 [J]: the tokens behind which one of the prompt's follows that is judged ..."""
     judged: Judged | None
     """... and which ones follow; None: none."""
-    sampling: SamplingBatch
 
 
 class InputBatch:
@@ -76,6 +81,8 @@ class InputBatch:
         self._token_ids = np.zeros((num_rows, max_model_len), np.int32)
         self._block_table = np.zeros((num_rows, -(-max_model_len // block_size)), np.int32)
         self._num_tokens = np.zeros(num_rows, np.int64)
+        self._awaited = np.full(num_rows, -1, np.int64)
+        self._expecting = False
         self._num_blocks = np.zeros(num_rows, np.int64)
         self._num_prompt = np.zeros(num_rows, np.int64)
         self._min_tokens = np.zeros(num_rows, np.int64)
@@ -100,17 +107,13 @@ class InputBatch:
             self._check(0 <= row < len(self._num_tokens) and self._num_tokens[row], row, "is free")
             self._block_table[row, : self._num_blocks[row]] = 0
             self._num_tokens[row] = self._num_blocks[row] = 0
+            self._awaited[row] = -1
             self._edits.release(row)
             self._prompts.release(row)
         for started in frame.started:
             self._start(started)
         if frame.appended:
             self._append(frame.appended)
-
-    def blocks(self, row: int) -> Tensor:
-        """The row's blocks, int64 on the device."""
-        blocks = self._block_table[row, : self._num_blocks[row]].astype(np.int64)
-        return torch.from_numpy(blocks).to(self._device)
 
     def tokens(self, row: int) -> Tokens:
         """The row's known tokens; a view that the next `record` does not lengthen."""
@@ -133,6 +136,31 @@ class InputBatch:
         self._num_tokens[index] = known + counts
         self._thoughts.record(rows, token_ids)
         self._edits.record(rows, token_ids)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Each of these rows, in the order in which they draw, has a token more: not known yet."""
+        index = np.array(rows, np.int64)
+        self._check(not self._expecting, index, "expects a token already")
+        known = self._num_tokens[index]
+        self._check((known < self._token_ids.shape[1]).all(), index, "is too long")
+        self._token_ids[index, known] = -1
+        self._num_tokens[index] = known + 1
+        self._awaited[index] = np.arange(len(index))
+        self._expecting = True
+
+    def fill(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> list[int]:
+        """What the expecting rows drew, as `record`; returns which of them are still here."""
+        index = np.array(rows, np.int64)
+        still = np.flatnonzero(self._awaited[index] == np.arange(len(index))).tolist()
+        for place in still:
+            row = rows[place]
+            self._token_ids[row, self._num_tokens[row] - 1] = next(iter(token_ids[place]), 0)
+        self._awaited[index] = -1
+        self._expecting = False
+        here, drawn = [rows[place] for place in still], [token_ids[place] for place in still]
+        self._thoughts.record(here, drawn)
+        self._edits.record(here, drawn)
+        return still
 
     def _start(self, started: StartedRow) -> None:
         row, tokens, blocks = started.row, started.token_ids, started.block_ids
@@ -208,6 +236,8 @@ class InputBatch:
         num_drafts = shares.num_drafts[samples]
         return StepInputs(
             token_ids=self._put(self._token_ids[token_rows, positions].astype(np.int64)),
+            awaited=self._awaited_at(token_rows, positions),
+            rows=rows,
             metadata=AttentionMetadata(
                 cu_seqlens_q=self._put(borders),
                 seq_lens_k=self._put(seq_lens.astype(np.int32)),
@@ -225,8 +255,13 @@ class InputBatch:
             chunk_rows=shares.rows[~samples].tolist(),
             judged_index=self._put(NOTHING if judged is None else judged.behind),
             judged=judged,
-            sampling=self._sampling(shares.rows[samples], drafts),
         )
+
+    def _awaited_at(self, token_rows: Ints, positions: Ints) -> Tensor | None:
+        if not self._expecting:
+            return None
+        last = positions == self._num_tokens[token_rows] - 1
+        return self._put(np.where(last, self._awaited[token_rows], -1))
 
     def _place_drafts(self, shares: "_Shares", drafts: list[list[int]]) -> None:
         """Behind the known tokens, where the step reads them and `record` overwrites them."""
@@ -249,9 +284,13 @@ class InputBatch:
         samples = shares.samples | (shares.num_drafts > 0)
         self._check((ends == known)[samples].all(), rows, "samples before its last known token")
 
-    def _sampling(self, sample_rows: Ints, drafts: list[list[int]]) -> SamplingBatch:
-        """One entry per sampling position: the settings of its row."""
-        listed = sample_rows.tolist()
+    def sampling(self, inputs: StepInputs) -> SamplingBatch:
+        """One entry per sampling position of the step last prepared: the settings of its row.
+
+        Every token before those to be drawn must be known.
+        """
+        listed, drafts = inputs.sample_rows, inputs.drafts
+        sample_rows = np.array(listed, np.int64)
         forced = self._thoughts.forced(listed, drafts)
         counts = np.array([1 + len(draft) for draft in drafts], np.int64)
         position = _spans(self._num_tokens[sample_rows], counts)

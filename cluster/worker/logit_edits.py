@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cluster.device import sent
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -48,8 +50,8 @@ class LogitEdits(NamedTuple):
             here = (local >= 0) & (local < logits.shape[1])
             if here.any():
                 places = np.stack((entries.positions[here], local[here]))
-                at, columns = torch.from_numpy(places).to(logits.device)
-                values = torch.from_numpy(entries.values[here]).to(logits.device)
+                at, columns = sent(places, logits.device)
+                values = sent(entries.values[here], logits.device)
                 logits[at, columns] = edit(logits[at, columns], values)
 
 

@@ -12,6 +12,7 @@ Randomness is a function of (seed, position, token id or attempt) alone, see `no
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cluster.device import Arriving, sent
 from cluster.kernels.kernels import Kernels
 from cluster.model.tp_group import TPGroup
 from cluster.request import TokenLogprobs
 from cluster.worker.allowed import Allowed, forbid_others
 from cluster.worker.candidates import Filters, Offer, draw_offered
-from cluster.worker.device_draw import DeviceDraw
+from cluster.worker.device_draw import DeviceDraw, Offers
+from cluster.worker.drawn import Draw, Drawn, DrawnLater, DrawnNow
 from cluster.worker.exchange import exchange, side_by_side
 from cluster.worker.logit_edits import LogitEdits
 from cluster.worker.logit_slices import LogitSlices, Shares, SliceSums, best
@@ -34,6 +37,8 @@ from cluster.worker.open_draw import OpenDraw, OpenRows
 
 OFFERED = 64
 """First W; larger when a row's top_k is."""
+WARY_STEPS = 32
+"""Draws of the device that are waited for after one that did not suffice."""
 GREEDY_BELOW = 1e-5
 """Temperatures this small are greedy: dividing by less would overflow float32."""
 
@@ -66,29 +71,20 @@ class SamplingBatch:
     """What requests change in logits before temperature; None: nothing."""
 
 
-class Drawn(NamedTuple):
-    """What was drawn at S positions, on the host."""
+class _Mixed(NamedTuple):
+    """This rank's part of a step in which some rows are drawn by chance."""
 
-    token_ids: Ints
-    """[S]"""
-    healthy: Bools
-    """[S]: the logits were finite and some id was left; where not, the id means nothing."""
-    logprobs: list[TokenLogprobs | None] | None
-    """Per position, None where not asked for; None if nobody asked."""
-
-
-class _Chance(NamedTuple):
-    """The rows that are drawn by chance, after temperature."""
-
+    offers: Offers
+    chance: Bools
+    """[S] which rows are"""
     logits: Tensor
-    """[n, V / R]"""
+    """[n, V / R] of those, after temperature"""
     local: Shares
-    """of this rank"""
-    sums: SliceSums
-    """of all ranks"""
     filters: Filters
     filtered: Bools
     """[n] whether any filter limits the row"""
+    width: int
+    """of the offer"""
 
 
 class Sampler:
@@ -100,14 +96,16 @@ class Sampler:
         vocab_size: int,
         num_real_tokens: int,
         kernels: Kernels | None = None,
+        fetch: Callable[[Tensor], Arriving] = Arriving,
     ) -> None:
         """`num_real_tokens`: ids at or above it exist in the model only and are never drawn.
 
-        `kernels`: whose maximum serves steps in which every row is greedy, and whose draw those in
-        which every row has filters.
+        `kernels`: whose maximum serves steps in which every row is greedy, and whose draw, if it
+        has one, those in which all others have filters; `fetch`: brings tensors to the host.
         """
         if vocab_size > MAX_VOCAB:
             raise ValueError(f"a vocabulary of {vocab_size} is larger than {MAX_VOCAB}")
+        self.fetch = fetch
         self._group = group
         self._kernels = kernels
         self.local_vocab = vocab_size // group.size
@@ -117,11 +115,18 @@ class Sampler:
         self._slices = LogitSlices(vocab_size, group.size)
         self._open = OpenDraw(group, self._first_id, self._slices.width)
         draw = None if kernels is None else kernels.draw_offered
-        self._on_device = None if draw is None else DeviceDraw(group, self.local_vocab, draw)
+        self._on_device: DeviceDraw | None = None
+        if draw is not None:
+            self._on_device = DeviceDraw(group, self.local_vocab, draw, fetch)
+        self._wary = 0
         self._scratch = torch.empty(0)
 
     def sample(self, logits: Tensor, batch: SamplingBatch, allowed: Allowed | None = None) -> Drawn:
-        """Draw.
+        """Draw, and wait for what was drawn; arguments as of `begin`."""
+        return self.begin(logits, batch, allowed).result()
+
+    def begin(self, logits: Tensor, batch: SamplingBatch, allowed: Allowed | None = None) -> Draw:
+        """Draw; where the device can, without waiting for it.
 
         Args:
             logits: [S, V / R], this rank's slice; overwritten.
@@ -132,8 +137,9 @@ class Sampler:
         changed = len(batch.banned_ids) or allowed is not None or batch.edits is not None
         plain = not (chance.any() or told or changed)
         if plain and self._kernels is not None and self._real_local:
-            tokens, healthy = self._draw_best(self._kernels, logits)
-            return Drawn(_forced(tokens, batch.forced_ids), healthy, None)
+            # nothing but maxima is asked for: one pass over the logits as they are
+            values, at, healthy = self._kernels.row_argmax(logits, self._real_local)
+            return self._draw_best(torch.where(healthy, 0.0, math.nan), values, at, batch)
         logits = logits.float()
         finite = logits.sum(-1)
         self._ban(logits, batch)
@@ -143,12 +149,15 @@ class Sampler:
             batch.edits.apply(logits, self._first_id)
         if allowed is not None:
             forbid_others(logits, allowed, self._first_id)
-        if not chance.any():
-            tokens, healthy = self._draw_greedy(logits, finite)
+        if chance.any():
+            draw = self._draw_mixed(self._mixed(logits, finite, batch, chance), batch)
         else:
-            tokens, healthy = self._draw_mixed(logits, finite, batch, chance)
-        tokens = _forced(tokens, batch.forced_ids)
-        return Drawn(tokens, healthy, self._logprobs(thought, tokens, batch.num_logprobs))
+            draw = self._draw_best(finite, *best(logits), batch)
+        if thought is None:
+            return draw
+        drawn = draw.result()
+        named = self._logprobs(thought, drawn.token_ids, batch.num_logprobs)
+        return DrawnNow(drawn._replace(logprobs=named))
 
     def judge(self, logits: Tensor, token_ids: Ints, counts: Ints) -> list[TokenLogprobs]:
         """What the model thought of tokens that were given, not drawn.
@@ -173,27 +182,22 @@ class Sampler:
         if len(batch.banned_ids):
             local = batch.banned_ids - self._first_id
             here = (local >= 0) & (local < self.local_vocab)
-            rows = torch.from_numpy(batch.banned_rows[here]).to(logits.device)
-            columns = torch.from_numpy(local[here]).to(logits.device)
+            rows = sent(batch.banned_rows[here], logits.device)
+            columns = sent(local[here], logits.device)
             logits[rows, columns] = -math.inf
 
-    def _draw_best(self, kernels: Kernels, logits: Tensor) -> tuple[Ints, Bools]:
-        """Nothing but maxima is asked for: one pass over the logits as they are."""
-        values, at, healthy = kernels.row_argmax(logits, self._real_local)
-        sums = torch.where(healthy, 0.0, math.nan)
-        return _winners(*exchange(self._group, [sums, values, (at + self._first_id).float()]))
+    def _draw_best(self, sums: Tensor, values: Tensor, at: Tensor, batch: SamplingBatch) -> Draw:
+        """Of greedy rows, [S] each: sums, highest values and where they are."""
+        ids = (at + self._first_id).float()
+        if self._on_device is not None:
+            return DrawnLater(self._on_device.best(sums, values, ids, batch.forced_ids))
+        tokens, healthy = _winners(*exchange(self._group, [sums, values, ids]))
+        return DrawnNow(Drawn(_forced(tokens, batch.forced_ids), healthy, None))
 
-    def _draw_greedy(self, logits: Tensor, sums: Tensor) -> tuple[Ints, Bools]:
-        values, at = best(logits)
-        return _winners(*exchange(self._group, [sums, values, (at + self._first_id).float()]))
-
-    def _draw_mixed(
-        self, logits: Tensor, sums: Tensor, batch: SamplingBatch, chance: Bools
-    ) -> tuple[Ints, Bools]:
-        """Greedy rows and rows by chance, with one exchange for what nearly all rows need."""
+    def _mixed(self, logits: Tensor, sums: Tensor, batch: SamplingBatch, chance: Bools) -> _Mixed:
         values, at = best(_rows(logits, ~chance))
         scaled = _rows(logits, chance)
-        scaled.div_(torch.from_numpy(batch.temperature[chance]).to(logits.device).unsqueeze(1))
+        scaled.div_(sent(batch.temperature[chance], logits.device).unsqueeze(1))
         local = self._slices.shares(scaled, self._memory(scaled))
         filtered = ((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0))[chance]
         width = max(OFFERED, _power_of_two_above(int(batch.top_k[chance].max(initial=0))))
@@ -204,28 +208,41 @@ class Sampler:
             batch.top_k[chance],
             row_keys(batch.seed[chance], batch.position[chance]),
         )
-        if self._on_device is not None and chance.all() and filtered.all() and width == OFFERED:
-            drawn = self._on_device.draw(sums, local, few, filters)
-            if drawn is not None:
-                return drawn
-        sums_all, values_all, ids_all, peak_all, mass_all, *offers = exchange(
-            self._group, [sums, values, (at + self._first_id).float(), local.peak, local.mass, *few]
-        )
-        healthy: Bools = np.isfinite(sums_all).min(0)
-        tokens = np.empty(len(logits), np.int64)
+        greedy_ids = (at + self._first_id).float()
+        offers = Offers(sums, values, greedy_ids, local.peak, local.mass, *few)
+        return _Mixed(offers, chance, scaled, local, filters, filtered, width)
+
+    def _draw_mixed(self, mixed: _Mixed, batch: SamplingBatch) -> Draw:
+        """By the device if it can, else by the host; once it could not, the device's word is waited
+        for during some steps, as whoever builds on it builds in vain."""
+        forced = batch.forced_ids
+        if self._on_device is None or not mixed.filtered.all() or mixed.width != OFFERED:
+            return DrawnNow(self._on_host(mixed, forced))
+
+        def once_more() -> Drawn:
+            self._wary = WARY_STEPS
+            return self._on_host(mixed, forced)
+
+        told = self._on_device.mixed(mixed.offers, mixed.filters, mixed.chance, forced)
+        draw = DrawnLater(told, once_more)
+        if not self._wary:
+            return draw
+        self._wary -= 1
+        return DrawnNow(draw.result())
+
+    def _on_host(self, mixed: _Mixed, forced: Ints | None) -> Drawn:
+        """Greedy rows and rows by chance, with one exchange for what nearly all rows need."""
+        sums, values, ids, peak, mass, *offers = exchange(self._group, mixed.offers)
+        chance = mixed.chance
+        healthy: Bools = np.isfinite(sums).min(0)
+        tokens = np.empty(len(chance), np.int64)
         if not chance.all():
-            tokens[~chance], healthy[~chance] = _winners(sums_all[:, ~chance], values_all, ids_all)
-        rows = _Chance(
-            scaled,
-            local,
-            SliceSums(side_by_side(peak_all), side_by_side(mass_all)),
-            filters,
-            filtered,
-        )
-        offer = Offer.merge(offers[0], offers[1], width, self.local_vocab)
-        tokens[chance] = self._draw_by_chance(rows, offer)
-        healthy[chance] &= np.isfinite(rows.sums.peak.max(-1))
-        return tokens, healthy
+            tokens[~chance], healthy[~chance] = _winners(sums[:, ~chance], values, ids)
+        everyones = SliceSums(side_by_side(peak), side_by_side(mass))
+        offer = Offer.merge(offers[0], offers[1], mixed.width, self.local_vocab)
+        tokens[chance] = self._draw_by_chance(mixed, everyones, offer)
+        healthy[chance] &= np.isfinite(everyones.peak.max(-1))
+        return Drawn(_forced(tokens, forced), healthy, None)
 
     def _memory(self, logits: Tensor) -> Tensor:
         """As much memory as the logits take, reused by the next step."""
@@ -242,12 +259,12 @@ class Sampler:
         values, at = self._slices.top(scaled, maxima, width)
         return values, (at + self._first_id).float()
 
-    def _draw_by_chance(self, rows: _Chance, offer: Offer) -> Ints:
+    def _draw_by_chance(self, rows: _Mixed, sums: SliceSums, offer: Offer) -> Ints:
         tokens = np.empty(len(rows.logits), np.int64)
         undecided = ~rows.filtered
         if rows.filtered.any():
             index = np.flatnonzero(rows.filtered)
-            lse = rows.sums.logsumexp()
+            lse = sums.logsumexp()
             tokens[index], covered = draw_offered(
                 offer, lse[index], rows.filters.rows(index), OFFERED
             )
@@ -256,15 +273,15 @@ class Sampler:
             self._draw_wider(rows, lse, wanting[limited], tokens)
             undecided[wanting[~limited]] = True
         if undecided.any():
-            tokens[undecided] = self._draw_open(rows, np.flatnonzero(undecided))
+            tokens[undecided] = self._draw_open(rows, sums, np.flatnonzero(undecided))
         return tokens
 
-    def _draw_wider(self, rows: _Chance, lse: Floats, wanting: Ints, tokens: Ints) -> None:
+    def _draw_wider(self, rows: _Mixed, lse: Floats, wanting: Ints, tokens: Ints) -> None:
         """Rows whose top_k reaches beyond the offer, by equal values: ask for more, all ranks."""
         width = OFFERED
         while len(wanting):
             width = min(width * 16, self.local_vocab * self._group.size)
-            which = torch.from_numpy(wanting).to(rows.logits.device)
+            which = sent(wanting, rows.logits.device)
             few = self._offer(rows.logits[which], rows.local.maxima[which], width)
             values, ids = exchange(self._group, few)
             offer = Offer.merge(values, ids, width, self.local_vocab)
@@ -272,8 +289,8 @@ class Sampler:
             tokens[wanting], covered = drawn
             wanting = wanting[~covered]
 
-    def _draw_open(self, rows: _Chance, index: Ints) -> Ints:
-        peak, weights = rows.sums.weights()
+    def _draw_open(self, rows: _Mixed, sums: SliceSums, index: Ints) -> Ints:
+        peak, weights = sums.weights()
         with np.errstate(invalid="ignore"):
             lowest = np.nextafter(peak + rows.filters.min_p_log, np.float32(-math.inf))
         return self._open.draw(
@@ -324,7 +341,7 @@ def _winners(sums: Floats, values: Floats, ids: Floats) -> tuple[Ints, Bools]:
 def _rows(logits: Tensor, selected: Bools) -> Tensor:
     if selected.all():
         return logits
-    return logits[torch.from_numpy(np.flatnonzero(selected)).to(logits.device)]
+    return logits[sent(np.flatnonzero(selected), logits.device)]
 
 
 def _power_of_two_above(value: int) -> int:

@@ -11,15 +11,13 @@ way, which it returns and never writes back into the config. Knows no sockets an
 
 import logging
 import time
-from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from cluster.attention.backend import HeadShape, allocate_kv_layer
+from cluster.attention.backend import HeadShape
 from cluster.attention.selection import select_attention
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.config import EngineConfig
@@ -33,28 +31,19 @@ from cluster.model.parallel import Placement
 from cluster.model.tp_group import TPGroup
 from cluster.model.weight_cache import WeightCache, cache_key, held_tensors
 from cluster.model.weights import load_weights
-from cluster.plan.memory import (
-    CPU_KV_BYTES,
-    CPU_KV_SHARE,
-    GIB,
-    check_tensor_parallel_size,
-    fit_max_model_len,
-    kv_bytes_per_token,
-    num_kv_blocks,
-)
+from cluster.plan.memory import GIB, check_tensor_parallel_size, fit_max_model_len
 from cluster.worker.draft_model import DraftLimits, DraftModel
-from cluster.worker.graphs.decode_graphs import DecodeGraphs
-from cluster.worker.graphs.measurement import graph_bytes
-from cluster.worker.graphs.obstacles import obstacle
-from cluster.worker.graphs.sizes import graph_sizes
+from cluster.worker.dummy_step import run_dummy
 from cluster.worker.input_batch import InputBatch
-from cluster.worker.model_runner import ModelRunner, run_dummy
+from cluster.worker.memory import RankMemory
+from cluster.worker.model_runner import ModelRunner
 from cluster.worker.ngram import NgramProposer
-from cluster.worker.progress import loading_progress, recording_progress
+from cluster.worker.progress import loading_progress
 from cluster.worker.row_grammars import Grammars, RowGrammars
 from cluster.worker.sampler import Sampler
 from cluster.worker.sizing import advised, check_weights, device_spec, log_memory, plan_rank
 from cluster.worker.speculative import Proposer, Speculator
+from cluster.worker.step import LaunchedStep
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +68,8 @@ class WorkerFacts(msgspec.Struct, frozen=True, array_like=True):
     attention_backend: str
     kernels: str
     """Who computes, as far as it may change the bits of an answer."""
+    computes_apart: bool
+    """Whether steps are computed while the host goes on."""
 
 
 class Worker:
@@ -127,6 +118,9 @@ class Worker:
             device_spec(self.device),
             self._dtype.itemsize,
             knows_words=grammars is not None,
+        )
+        self._memory = RankMemory(
+            config, model, self.device, group, self._dtype, self._backend, self._plan
         )
         self._weight_bytes = 0
         self._model: Decoder | None = None
@@ -218,25 +212,7 @@ class Worker:
         Raises:
             ValueError: not even one block fits.
         """
-        token_bytes = self._kv_bytes_per_token()
-        config = self.config
-        max_model_len = config.max_model_len or self.model_config.max_position
-        needed = config.max_num_seqs * -(-max_model_len // config.block_size) + 1
-        if config.num_kv_blocks is not None:
-            return config.num_kv_blocks
-        if config.kv_cache_gib is not None:
-            room = int(config.kv_cache_gib * GIB) // self.group.size
-        elif self.device.is_cuda:
-            room = self._cuda_room()
-        else:
-            share = int(self.device.free_memory() * CPU_KV_SHARE)
-            room = min(share, CPU_KV_BYTES) // self.group.size
-        with advised(self._plan, config):
-            blocks = num_kv_blocks(room, token_bytes, config.block_size)
-        if config.kv_cache_gib is None:
-            blocks = min(blocks, needed)
-        offered = torch.tensor([blocks], dtype=torch.int64, device=self.device.torch_device)
-        return int(self.group.all_gather(offered).min())
+        return self._memory.num_kv_blocks(self._loaded())
 
     @torch.inference_mode()
     def init_kv_cache(self, num_blocks: int) -> None:
@@ -251,7 +227,7 @@ class Worker:
             max_model_len = fit_max_model_len(
                 config.max_model_len, positions, num_blocks, config.block_size
             )
-        kv_cache = self._allocate(num_blocks)
+        kv_cache = self._memory.allocate(num_blocks)
         batch = InputBatch(
             config.max_num_seqs,
             max_model_len,
@@ -274,10 +250,10 @@ class Worker:
             sampler,
             RowGrammars(self._grammars, vocab_size, eos_token_ids),
             self._speculator(num_blocks),
-            self._record(kv_cache, max_model_len),
+            self._memory.record(model, kv_cache, max_model_len),
         )
         self.group.limit(config.step_timeout_s)
-        kv_bytes = num_blocks * config.block_size * self._kv_bytes_per_token()
+        kv_bytes = num_blocks * config.block_size * self._memory.kv_bytes_per_token
         log_memory(self._plan, self.device, self.rank, kv_bytes)
         self._facts = WorkerFacts(
             vocab_size=self.model_config.vocab_size,
@@ -286,13 +262,14 @@ class Worker:
             max_model_len=max_model_len,
             num_kv_blocks=num_blocks,
             block_size=config.block_size,
-            kv_bytes_per_token=self._kv_bytes_per_token(),
+            kv_bytes_per_token=self._memory.kv_bytes_per_token,
             weight_bytes=self._weight_bytes,
             device=self.device.name,
             dtype=str(self._dtype).removeprefix("torch."),
             attention_backend=self._backend.name,
             kernels=f"{self._kernels.signature()}; attention {self._backend.signature}; "
             f"collectives {self.group.collectives}",
+            computes_apart=self.device.computes_apart,
         )
 
     def _speculator(self, num_blocks: int) -> Speculator | None:
@@ -322,71 +299,26 @@ class Worker:
             FrameError: the frame contradicts the rows this rank mirrors.
             RuntimeError: a collective failed, usually because another rank is gone.
         """
-        assert self._runner is not None, "init_kv_cache first"
-        output = self._runner.execute(frame)
+        output = self._started().execute(frame)
         return output if self.rank == 0 else None
+
+    @torch.inference_mode()
+    def launch(self, frame: SchedulerOutput) -> LaunchedStep:
+        """Rank 0's step: the device computes, the host goes on. Raises as `execute` does."""
+        return self._started().launch(frame)
+
+    @torch.inference_mode()
+    def follow(self, frame: SchedulerOutput | None) -> None:
+        """Another rank's step: see `ModelRunner.follow`. Raises as `execute` does."""
+        self._started().follow(frame)
+
+    def _started(self) -> ModelRunner:
+        assert self._runner is not None, "init_kv_cache first"
+        return self._runner
 
     def _loaded(self) -> Decoder:
         assert self._model is not None, "load first"
         return self._model
-
-    def _kv_bytes_per_token(self) -> int:
-        shape = self.model_config.shape
-        return kv_bytes_per_token(shape, self.group.size, self._dtype.itemsize)
-
-    def _allocate(self, num_blocks: int) -> list[Tensor]:
-        config = self.model_config
-        heads = config.num_kv_heads // self.group.size
-        return [
-            allocate_kv_layer(
-                num_blocks,
-                self.config.block_size,
-                heads,
-                config.head_dim,
-                self._dtype,
-                self.device.torch_device,
-            )
-            for _ in range(config.num_layers)
-        ]
-
-    def _record(self, kv_cache: list[Tensor], max_model_len: int) -> DecodeGraphs | None:
-        """The decode steps that will be replayed; None, and a line that says why, if none can."""
-        reason = obstacle(self.config, self.device, self._backend, self.group)
-        if reason is not None:
-            if self.device.is_cuda and self.rank == 0:
-                _log.info("no CUDA graphs: %s", reason)
-            return None
-        sizes = graph_sizes(self.config.cuda_graph_sizes, self.config.max_num_seqs)
-        graphs = DecodeGraphs(self._loaded(), self._backend, kv_cache, sizes, max_model_len)
-        start, free = time.perf_counter(), self.device.free_memory()
-        shown = self.config.load_progress and self.rank == 0
-        with recording_progress(shown, len(sizes)) as on_recorded:
-            graphs.record(self.device.graph_recorder(), on_recorded)
-        _log.info(
-            "rank %d: CUDA graphs of %s rows, %.2f GiB in %.1f s",
-            self.rank,
-            ", ".join(map(str, sizes)),
-            (free - self.device.free_memory()) / GIB,
-            time.perf_counter() - start,
-        )
-        return graphs
-
-    def _cuda_room(self) -> int:
-        """Bytes the cache may take: our share of the GPU less what is used, a step's peak and what
-        recorded steps hold."""
-        longest = self.config.max_model_len or self.model_config.max_position
-        tokens = min(self.config.max_num_batched_tokens, self.model_config.max_position)
-        self.device.reset_peak()
-        kv_cache = self._allocate(1)
-        run_dummy(self._loaded(), self._backend, kv_cache, tokens)
-        self.device.synchronize()
-        taken = self.device.peak_above_now()
-        if obstacle(self.config, self.device, self._backend, self.group) is None:
-            sizes = graph_sizes(self.config.cuda_graph_sizes, self.config.max_num_seqs)
-            graphs = partial(DecodeGraphs, self._loaded(), self._backend, kv_cache)
-            taken += graph_bytes(lambda few: graphs(few, longest), sizes, self.device)
-        total, free = self.device.total_memory(), self.device.free_memory()
-        return int(total * self.config.gpu_memory_utilization) - (total - free) - taken
 
 
 def _num_real_tokens(model_dir: Path, vocab_size: int) -> int:

@@ -58,7 +58,11 @@ class NoExecutor:
         word = self._words[frame.step % len(self._words)]
         begin = time.perf_counter()
         self._rows.apply(frame)
-        rows = self._rows.prepare(frame.scheduled).sample_rows if frame.scheduled else []
+        rows = []
+        if frame.scheduled:
+            inputs = self._rows.prepare(frame.scheduled)
+            self._rows.sampling(inputs)
+            rows = inputs.sample_rows
         drawn = [[word]] * len(rows)
         self._rows.record(rows, drawn)
         self.seconds = time.perf_counter() - begin

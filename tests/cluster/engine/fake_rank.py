@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -53,7 +54,14 @@ class FakeWorker:
     def init_kv_cache(self, num_blocks: int) -> None:
         assert num_blocks == self.facts.num_kv_blocks
 
-    def execute(self, frame: SchedulerOutput) -> ModelRunnerOutput | None:
+    def launch(self, frame: SchedulerOutput) -> "Launched":
+        return Launched(self._compute(frame))
+
+    def follow(self, frame: SchedulerOutput | None) -> None:
+        assert frame is not None
+        self._compute(frame)
+
+    def _compute(self, frame: SchedulerOutput) -> ModelRunnerOutput:
         time.sleep(self._number("step_s"))
         self._num_steps += 1
         if self._is_me("raise_in_step") and self._num_steps > 10:
@@ -66,8 +74,6 @@ class FakeWorker:
         tokens = [[FIRST_TOKEN + self._known[row] % NUM_TOKENS] for row in rows]
         for row in rows:
             self._known[row] += 1
-        if self._spec.rank:
-            return None
         return ModelRunnerOutput(frame.step, rows, tokens)
 
     def _is_me(self, option: str) -> bool:
@@ -75,6 +81,18 @@ class FakeWorker:
 
     def _number(self, option: str) -> float:
         return float(self._options.get(option, ["0"])[0])
+
+
+class Launched(NamedTuple):
+    """A frame that was computed at once."""
+
+    output: ModelRunnerOutput
+
+    def needs_settling(self) -> bool:
+        return False
+
+    def result(self) -> ModelRunnerOutput:
+        return self.output
 
 
 def main(spec: RankSpec) -> None:

@@ -48,7 +48,7 @@ def test_a_step_lists_decodes_first_and_the_longest_of_them_first() -> None:
     assert meta.block_table.dtype == meta.seq_lens_k.dtype == torch.int32
     assert inputs.sample_rows == [0, 1, 4]
     assert inputs.sample_index.tolist() == [5, 1, 0]
-    assert inputs.sampling.position.tolist() == [5, 2, 9]
+    assert batch.sampling(inputs).position.tolist() == [5, 2, 9]
 
 
 def test_rows_that_do_not_sample_are_left_out() -> None:
@@ -73,7 +73,7 @@ def test_drafts_are_computed_behind_the_last_known_token_and_drawn_from() -> Non
     assert inputs.metadata.positions.tolist() == [0, 2, 3, 4, 0, 1, 2, 3]
     assert inputs.metadata.seq_lens_k.tolist() == [1, 5, 4]
     assert inputs.sample_index.tolist() == [1, 2, 3, 0]
-    assert inputs.sampling.position.tolist() == [3, 4, 5, 1]
+    assert batch.sampling(inputs).position.tolist() == [3, 4, 5, 1]
     assert (inputs.sample_rows, inputs.drafts) == ([0, 1], [[4, 5], []])
     assert (inputs.chunk_rows, inputs.chunk_index.tolist()) == ([2], [7])
     assert batch.tokens(0).tolist() == [1, 2, 3]
@@ -94,11 +94,40 @@ def test_what_was_drawn_replaces_the_drafts() -> None:
         batch.record([0], [[1] * 36])
 
 
+def test_a_token_that_is_being_drawn_is_awaited_by_the_next_step_and_filled_in_later() -> None:
+    batch = make()
+    batch.apply(frame([row(0, [1, 2, 3], [7]), row(1, [11], [5]), row(2, [20, 21], [1])]))
+    drawing = batch.prepare([ScheduledRow(2, 0, 2, True), ScheduledRow(0, 0, 3, True)])
+    assert drawing.awaited is None
+    batch.expect(drawing.sample_rows)
+    batch.apply(frame([row(2, [30, 31], [2])], released=[2]))
+    ahead = batch.prepare(
+        [ScheduledRow(0, 3, 1, True), ScheduledRow(1, 0, 1, True), ScheduledRow(2, 0, 2, True)]
+    )
+    assert ahead.token_ids.tolist() == [-1, 11, 30, 31]
+    assert ahead.awaited is not None
+    assert ahead.awaited.tolist() == [1, -1, -1, -1]
+    assert batch.fill([2, 0], [[8], [9]]) == [1]
+    assert [batch.tokens(number).tolist() for number in (0, 2)] == [[1, 2, 3, 9], [30, 31]]
+    assert batch.sampling(ahead).position.tolist() == [4, 1, 2]
+    batch.expect([0])
+    assert batch.fill([0], [[]]) == [0]  # its numbers went wrong
+    assert batch.tokens(0).tolist() == [1, 2, 3, 9, 0]
+
+
+def test_no_row_expects_two_tokens() -> None:
+    batch = make()
+    batch.apply(frame([row(0, [1, 2, 3], [7])]))
+    batch.expect([0])
+    with pytest.raises(FrameError, match="already"):
+        batch.expect([0])
+
+
 def test_bans_hold_at_each_draft_until_min_tokens_are_there() -> None:
     batch = make()
     params = SamplingParams(min_tokens=2, stop_token_ids=(6,))
     batch.apply(frame([StartedRow(0, [1, 2], 2, [4, 5], params)]))
-    sampling = batch.prepare([ScheduledRow(0, 1, 4, True, [3, 3, 3])]).sampling
+    sampling = batch.sampling(batch.prepare([ScheduledRow(0, 1, 4, True, [3, 3, 3])]))
     banned = sorted(zip(sampling.banned_rows.tolist(), sampling.banned_ids.tolist(), strict=True))
     assert banned == [(0, 6), (0, 9), (1, 6), (1, 9)]
 
@@ -107,10 +136,10 @@ def test_logprobs_are_asked_for_per_position_or_not_at_all() -> None:
     batch = make()
     batch.apply(frame([row(0, [1, 2], [4]), row(1, [1, 2], [5], logprobs=3)]))
     shares = [ScheduledRow(0, 1, 1, True), ScheduledRow(1, 1, 2, True, [3])]
-    asked = batch.prepare(shares).sampling.num_logprobs
+    asked = batch.sampling(batch.prepare(shares)).num_logprobs
     assert asked is not None
     assert asked.tolist() == [-1, 3, 3]
-    assert batch.prepare(shares[:1]).sampling.num_logprobs is None
+    assert batch.sampling(batch.prepare(shares[:1])).num_logprobs is None
 
 
 def test_a_taken_over_row_shows_nothing_of_its_last_owner() -> None:
@@ -119,7 +148,7 @@ def test_a_taken_over_row_shows_nothing_of_its_last_owner() -> None:
     batch.apply(frame([row(1, [5], [20])], released=[1]))
     inputs = batch.prepare([ScheduledRow(1, 0, 1, True)])
     assert inputs.token_ids.tolist() == [5]
-    assert batch.blocks(1).tolist() == [20]
+    assert inputs.metadata.block_table.tolist() == [[20]]
     assert not np.delete(batch._block_table[1], 0).any()
 
 
@@ -137,7 +166,7 @@ def test_end_and_stop_ids_are_banned_until_min_tokens_are_there() -> None:
             ]
         )
     )
-    sampling = batch.prepare([ScheduledRow(n, 2, 1, True) for n in range(4)]).sampling
+    sampling = batch.sampling(batch.prepare([ScheduledRow(n, 2, 1, True) for n in range(4)]))
     banned = sorted(zip(sampling.banned_rows.tolist(), sampling.banned_ids.tolist(), strict=True))
     assert banned == [(0, 6), (0, 7), (0, 9), (2, 9)]
 
@@ -146,7 +175,9 @@ def test_sampling_settings_follow_their_row() -> None:
     batch = make()
     settings_ = {"temperature": 0.5, "top_p": 0.25, "min_p": 0.125, "top_k": 7, "seed": -(2**63)}
     batch.apply(frame([row(0, [1], [1]), row(5, [1], [2], **settings_)]))
-    sampling = batch.prepare([ScheduledRow(5, 0, 1, True), ScheduledRow(0, 0, 1, True)]).sampling
+    sampling = batch.sampling(
+        batch.prepare([ScheduledRow(5, 0, 1, True), ScheduledRow(0, 0, 1, True)])
+    )
     for name, value in settings_.items():
         assert getattr(sampling, name)[0] == value
     assert sampling.temperature[1] == np.float32(0.6)

@@ -1,0 +1,145 @@
+"""RankMemory: what a rank's KV cache and its recorded steps take of its device.
+
+Owns the room that is left for the cache once weights, a step's peak and recordings have theirs, and
+the allocation of both. Knows no requests, and loads nothing.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cluster.attention.backend import AttentionBackend, allocate_kv_layer
+from cluster.config import EngineConfig
+from cluster.device import Device
+from cluster.model.decoder import Decoder
+from cluster.model.model_config import ModelConfig
+from cluster.model.tp_group import TPGroup
+from cluster.plan.deployment import Deployment
+from cluster.plan.memory import CPU_KV_BYTES, CPU_KV_SHARE, GIB, kv_bytes_per_token, num_kv_blocks
+from cluster.worker.dummy_step import run_dummy
+from cluster.worker.graphs.decode_graphs import DecodeGraphs
+from cluster.worker.graphs.measurement import graph_bytes
+from cluster.worker.graphs.obstacles import obstacle
+from cluster.worker.graphs.sizes import graph_sizes
+from cluster.worker.progress import recording_progress
+from cluster.worker.sizing import advised
+
+_log = logging.getLogger(__name__)
+
+
+class RankMemory:
+    """One rank's."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        device: Device,
+        group: TPGroup,
+        dtype: torch.dtype,
+        backend: AttentionBackend,
+        plan: Deployment,
+    ) -> None:
+        """`dtype` of what is cached; `plan`: whose advice errors carry."""
+        self._config = config
+        self._model_config = model_config
+        self._device = device
+        self._group = group
+        self._dtype = dtype
+        self._backend = backend
+        self._plan = plan
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """On this rank."""
+        return kv_bytes_per_token(self._model_config.shape, self._group.size, self._dtype.itemsize)
+
+    def num_kv_blocks(self, model: Decoder) -> int:
+        """Blocks of the KV cache, dummy block included; the smallest of what the ranks can hold.
+
+        Raises:
+            ValueError: not even one block fits.
+        """
+        config = self._config
+        if config.num_kv_blocks is not None:
+            return config.num_kv_blocks
+        if config.kv_cache_gib is not None:
+            room = int(config.kv_cache_gib * GIB) // self._group.size
+        elif self._device.is_cuda:
+            room = self._cuda_room(model)
+        else:
+            share = int(self._device.free_memory() * CPU_KV_SHARE)
+            room = min(share, CPU_KV_BYTES) // self._group.size
+        with advised(self._plan, config):
+            blocks = num_kv_blocks(room, self.kv_bytes_per_token, config.block_size)
+        if config.kv_cache_gib is None:
+            max_model_len = config.max_model_len or self._model_config.max_position
+            blocks = min(blocks, config.max_num_seqs * -(-max_model_len // config.block_size) + 1)
+        offered = torch.tensor([blocks], dtype=torch.int64, device=self._device.torch_device)
+        return int(self._group.all_gather(offered).min())
+
+    def allocate(self, num_blocks: int) -> list[Tensor]:
+        """The zero-filled cache, layer by layer."""
+        model = self._model_config
+        return [
+            allocate_kv_layer(
+                num_blocks,
+                self._config.block_size,
+                model.num_kv_heads // self._group.size,
+                model.head_dim,
+                self._dtype,
+                self._device.torch_device,
+            )
+            for _ in range(model.num_layers)
+        ]
+
+    def record(
+        self, model: Decoder, kv_cache: list[Tensor], max_model_len: int
+    ) -> DecodeGraphs | None:
+        """The decode steps that will be replayed; None, and a line that says why, if none can."""
+        reason = self._obstacle()
+        if reason is not None:
+            if self._device.is_cuda and self._group.rank == 0:
+                _log.info("no CUDA graphs: %s", reason)
+            return None
+        sizes = self._graph_sizes()
+        graphs = DecodeGraphs(model, self._backend, kv_cache, sizes, max_model_len)
+        start, free = time.perf_counter(), self._device.free_memory()
+        shown = self._config.load_progress and self._group.rank == 0
+        with recording_progress(shown, len(sizes)) as on_recorded:
+            graphs.record(self._device.graph_recorder(), on_recorded)
+        _log.info(
+            "rank %d: CUDA graphs of %s rows, %.2f GiB in %.1f s",
+            self._group.rank,
+            ", ".join(map(str, sizes)),
+            (free - self._device.free_memory()) / GIB,
+            time.perf_counter() - start,
+        )
+        return graphs
+
+    def _cuda_room(self, model: Decoder) -> int:
+        """Bytes the cache may take: our share of the GPU less what is used, a step's peak and what
+        recorded steps hold."""
+        config, device = self._config, self._device
+        longest = config.max_model_len or self._model_config.max_position
+        tokens = min(config.max_num_batched_tokens, self._model_config.max_position)
+        device.reset_peak()
+        kv_cache = self.allocate(1)
+        run_dummy(model, self._backend, kv_cache, tokens)
+        device.synchronize()
+        taken = device.peak_above_now()
+        if self._obstacle() is None:
+            graphs = partial(DecodeGraphs, model, self._backend, kv_cache)
+            taken += graph_bytes(lambda few: graphs(few, longest), self._graph_sizes(), device)
+        total, free = device.total_memory(), device.free_memory()
+        return int(total * config.gpu_memory_utilization) - (total - free) - taken
+
+    def _obstacle(self) -> str | None:
+        return obstacle(self._config, self._device, self._backend, self._group)
+
+    def _graph_sizes(self) -> Sequence[int]:
+        return graph_sizes(self._config.cuda_graph_sizes, self._config.max_num_seqs)
