@@ -29,6 +29,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_kv_blocks: int | None = None
     """KV blocks per replica; None sizes the pool from kv_cache_gib or the device's free memory."""
     kv_cache_gib: float | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """How keys and values are kept: as they are computed, or rounded to e4m3, in half the bytes."""
     gpu_memory_utilization: float = 0.92
     max_num_seqs: int = 64
     """Requests computed in one step at most."""

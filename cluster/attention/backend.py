@@ -1,6 +1,7 @@
 """The one interface of attention: a step's metadata, the KV cache's layout, what a backend does.
 
-Owns the block-table semantics that every backend shares. Imports no backend.
+Owns the block-table semantics that every backend shares, and how numbers of eight bits are put
+into a cache and made whole. Imports no backend.
 
     KV cache of one layer   [2, num_blocks, block_size, K, H]     0 = keys, 1 = values
     position p of request b lies in block  block_table[b, p // block_size]
@@ -106,6 +107,30 @@ class AttentionBackend(Protocol):
 
     def plan(self, metadata: AttentionMetadata) -> AttentionPlan:
         """Host work of one step, or of all replays of a graph; never captured itself."""
+
+
+FP8 = torch.float8_e4m3fn
+FP8_LARGEST = 448.0
+
+
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As a cache of this dtype keeps it: what e4m3 cannot hold becomes its largest number."""
+    if dtype is FP8:
+        x = x.clamp(-FP8_LARGEST, FP8_LARGEST)
+    return x.to(dtype)
+
+
+def indexable(kv_layer: Tensor) -> Tensor:
+    """The same memory in a dtype that torch can gather and scatter: e4m3 as bytes."""
+    return kv_layer.view(torch.uint8) if kv_layer.dtype is FP8 else kv_layer
+
+
+def make_finite(kv_layer: Tensor, blocks: Tensor) -> None:
+    """Zeros where `blocks` (int64) of one layer hold no number: masked slots are multiplied too."""
+    raw = indexable(kv_layer)
+    held = raw[:, blocks]
+    broken = (held & 127) == 127 if kv_layer.dtype is FP8 else ~held.isfinite()
+    raw[:, blocks] = held.masked_fill(broken, 0)
 
 
 def allocate_kv_layer(

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.attention.backend import AttentionMetadata, RotaryTable
+from cluster.attention.backend import AttentionMetadata, RotaryTable, indexable, narrowed
 
 TILE_BYTES = 3 << 19
 """Gathered keys and values of one decode tile (1.5 MiB)."""
@@ -138,9 +138,9 @@ class TorchPlan:
         return self._attend(kv_layer, turned[:, :-kv_heads], wanted)
 
     def _store_kv(self, kv_layer: Tensor, k: Tensor, v: Tensor) -> None:
-        slots = kv_layer.view(2, -1, *kv_layer.shape[3:])
-        slots[0].index_copy_(0, self._slots, k)
-        slots[1].index_copy_(0, self._slots, v)
+        slots = indexable(kv_layer).view(2, -1, *kv_layer.shape[3:])
+        slots[0].index_copy_(0, self._slots, indexable(narrowed(k, kv_layer.dtype)))
+        slots[1].index_copy_(0, self._slots, indexable(narrowed(v, kv_layer.dtype)))
 
     def _attend(self, kv_layer: Tensor, q: Tensor, wanted: Tensor | None) -> Tensor:
         if not self._chunks and len(self._tiles) == 1:
@@ -178,19 +178,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos).addcmul_(swapped, sin).to(x.dtype)
 
 
-def _gather(kv_layer: Tensor, pages: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def _gather(
+    kv_layer: Tensor, pages: Tensor, rows: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Pages of `rows` requests -> keys, values [rows, K, P * block_size, H] (views of copies)."""
     heads, head_dim = kv_layer.shape[3:]
-    flat = kv_layer.view(2, kv_layer.shape[1], -1)
-    keys = flat[0].index_select(0, pages).view(rows, -1, heads, head_dim)
-    values = flat[1].index_select(0, pages).view(rows, -1, heads, head_dim)
+    flat = indexable(kv_layer).view(2, kv_layer.shape[1], -1)
+    keys, values = (
+        side.index_select(0, pages).view(kv_layer.dtype).view(rows, -1, heads, head_dim).to(dtype)
+        for side in flat
+    )
     return keys.transpose(1, 2), values.transpose(1, 2)
 
 
 def _decode(tile: _Tile, kv_layer: Tensor, q: Tensor) -> Tensor:
     """One query per row: the G query heads of a kv head stand where queries usually stand."""
     rows, _, head_dim = q.shape
-    keys, values = _gather(kv_layer, tile.pages, rows)
+    keys, values = _gather(kv_layer, tile.pages, rows, q.dtype)
     grouped = q.reshape(rows, keys.shape[1], -1, head_dim)
     out = F.scaled_dot_product_attention(
         grouped, keys[:, :, : tile.max_k], values[:, :, : tile.max_k], attn_mask=tile.mask
@@ -201,7 +205,7 @@ def _decode(tile: _Tile, kv_layer: Tensor, q: Tensor) -> Tensor:
 def _prefill(chunk: _Chunk, kv_layer: Tensor, q: Tensor) -> Tensor:
     """All queries of one request; kv heads are the batch and their G query heads share them."""
     num_q, num_heads, head_dim = q.shape
-    keys, values = _gather(kv_layer, chunk.pages, 1)
+    keys, values = _gather(kv_layer, chunk.pages, 1, q.dtype)
     kv_heads, num_k = keys.shape[1], chunk.num_k
     shape = (kv_heads, num_heads // kv_heads, num_k, head_dim)
     keys = keys[0, :, :num_k].unsqueeze(1).expand(shape)

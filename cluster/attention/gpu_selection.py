@@ -3,6 +3,7 @@
     Hopper (9.x) ............ flash_attn 3, else flash_attn 2, else triton
     Ampere, Ada (8.x) ....... flash_attn 2, else triton
     Blackwell (10, 12) ...... triton
+    an fp8 cache ............ triton, from 8.9 on
 
 Owns the rule and its reasons. A library counts as there when it can be imported: one that was built
 for another torch cannot.
@@ -20,6 +21,8 @@ from cluster.config import EngineConfig
 from cluster.device import Device
 
 HOPPER, AMPERE, BLACKWELL = (9, 0), (8, 0), (10, 0)
+FP8_CAPABILITY = (8, 9)
+"""The first GPUs that convert e4m3: Ada, then Hopper."""
 
 
 class Choice(NamedTuple):
@@ -67,7 +70,7 @@ def select_on_gpu(config: EngineConfig, device: Device, shape: HeadShape) -> Cho
 def _flash3(config: EngineConfig, device: Device, shape: HeadShape) -> AttentionBackend:
     if not HOPPER <= device.capability < BLACKWELL:
         raise _Unfit("it is for Hopper")
-    _check_flash(shape)
+    _check_flash(config, shape)
     library = _imported("flash_attn_interface")
     from cluster.attention.flash import Flash3Attention
 
@@ -77,7 +80,7 @@ def _flash3(config: EngineConfig, device: Device, shape: HeadShape) -> Attention
 def _flash2(config: EngineConfig, device: Device, shape: HeadShape) -> AttentionBackend:
     if not AMPERE <= device.capability < BLACKWELL:
         raise _Unfit("it is for Ampere, Ada and Hopper")
-    _check_flash(shape)
+    _check_flash(config, shape)
     library = _imported("flash_attn")
     from cluster.attention.flash import Flash2Attention
 
@@ -87,6 +90,8 @@ def _flash2(config: EngineConfig, device: Device, shape: HeadShape) -> Attention
 
 
 def _triton(config: EngineConfig, device: Device, shape: HeadShape) -> AttentionBackend:
+    if config.kv_cache_dtype == "fp8" and device.capability < FP8_CAPABILITY:
+        raise _Unfit("an fp8 cache needs a GPU of 8.9 or newer; set kv_cache_dtype: auto")
     _imported("triton")
     from cluster.attention.triton.attention import TritonAttention
 
@@ -102,7 +107,9 @@ def _triton(config: EngineConfig, device: Device, shape: HeadShape) -> Attention
     )
 
 
-def _check_flash(shape: HeadShape) -> None:
+def _check_flash(config: EngineConfig, shape: HeadShape) -> None:
+    if config.kv_cache_dtype == "fp8":
+        raise _Unfit("it reads no fp8 cache here; set kv_cache_dtype: auto")
     if shape.dtype not in (torch.bfloat16, torch.float16):
         raise _Unfit("it computes no float32; set dtype: bfloat16")
     _imported("triton")  # which stores the keys

@@ -50,11 +50,13 @@ def _choose(config: EngineConfig, device: Device, kernels: Kernels, shape: HeadS
             f"attention_backend {config.attention_backend!r} is not available on {device.name}: "
             "use 'auto'"
         )
-    if isinstance(kernels, NativeKernels):
+    if isinstance(kernels, NativeKernels) and config.kv_cache_dtype != "fp8":
         return _native(config, kernels.native, shape.dtype)
     kv_width = shape.num_kv_heads * shape.head_dim
     backend = TorchAttention(config.block_size, kv_width, shape.dtype)
     reason = "asked for" if device.is_cuda else "the compiled kernels do not serve"
+    if config.kv_cache_dtype == "fp8":
+        reason = "the only one on CPUs that reads an fp8 cache, for its numbers alone"
     return Choice(backend, f"{backend.signature} ({reason})")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from cluster.attention.backend import AttentionPlan, RotaryTable
+from cluster.model.kv_scales import KVScales
 from cluster.model.layers import RMSNorm
 from cluster.model.model_config import ModelConfig
 from cluster.model.parallel import (
@@ -42,6 +43,7 @@ class Attention:
         }
         self.qkv_proj = ColumnParallelLinear(config.hidden_size, parts, config.qkv_bias, where)
         self.o_proj = RowParallelLinear(parts["q_proj"], config.hidden_size, where)
+        self.kv_scales: KVScales | None = None
 
     def __call__(
         self,
@@ -53,9 +55,13 @@ class Attention:
     ) -> Tensor:
         n, k = self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj(x).view(-1, n + 2 * k, self.head_dim)  # [T, N + 2K, H]
+        if self.kv_scales is not None:
+            qkv = qkv * self.kv_scales.before
         out = attention.attend(kv_layer, qkv, rotary, wanted)  # [T, N, H]
         if wanted is not None:
             out = out[wanted]
+        if self.kv_scales is not None:
+            out = out * self.kv_scales.behind
         return self.o_proj(out.reshape(-1, n * self.head_dim))  # [T, D]
 
     def shards(self, prefix: str) -> Iterator[TensorShard]:
@@ -169,6 +175,12 @@ class Decoder:
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[S, D] -> [S, V]: this rank's slice of the vocabulary."""
         return self.lm_head(hidden)
+
+    def scale_kv(self, largest: list[Tensor]) -> None:
+        """Fit what layers keep to a cache of e4m3; see `KVScales.fitting`."""
+        for layer, one in zip(self.layers, largest, strict=True):
+            attention = layer.self_attn
+            attention.kv_scales = KVScales.fitting(one, attention.num_heads)
 
     def shards(self) -> Iterator[TensorShard]:
         """Every tensor of the checkpoint, and where this rank's slice of it goes."""

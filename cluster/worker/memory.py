@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cluster.attention.backend import AttentionBackend, allocate_kv_layer
+from cluster.attention.backend import FP8, AttentionBackend, allocate_kv_layer
 from cluster.config import EngineConfig
 from cluster.device import Device
 from cluster.model.decoder import Decoder
@@ -20,7 +20,7 @@ from cluster.model.model_config import ModelConfig
 from cluster.model.tp_group import TPGroup
 from cluster.plan.deployment import Deployment
 from cluster.plan.memory import CPU_KV_BYTES, CPU_KV_SHARE, GIB, kv_bytes_per_token, num_kv_blocks
-from cluster.worker.dummy_step import run_dummy
+from cluster.worker.dummy_step import largest_kv, run_dummy, sample_blocks
 from cluster.worker.graphs.decode_graphs import DecodeGraphs
 from cluster.worker.graphs.measurement import graph_bytes
 from cluster.worker.graphs.obstacles import obstacle
@@ -44,12 +44,13 @@ class RankMemory:
         backend: AttentionBackend,
         plan: Deployment,
     ) -> None:
-        """`dtype` of what is cached; `plan`: whose advice errors carry."""
+        """`dtype` of keys and values as computed; `plan`: whose advice errors carry."""
         self._config = config
         self._model_config = model_config
         self._device = device
         self._group = group
-        self._dtype = dtype
+        self._dtype = FP8 if config.kv_cache_dtype == "fp8" else dtype
+        self._computed = dtype
         self._backend = backend
         self._plan = plan
 
@@ -82,8 +83,17 @@ class RankMemory:
         offered = torch.tensor([blocks], dtype=torch.int64, device=self._device.torch_device)
         return int(self._group.all_gather(offered).min())
 
-    def allocate(self, num_blocks: int) -> list[Tensor]:
-        """The zero-filled cache, layer by layer."""
+    def fit_scales(self, model: Decoder, num_ids: int) -> None:
+        """Where the cache rounds, let the model keep what it can hold; collective.
+
+        `num_ids`: ids that have a token.
+        """
+        if self._dtype is not self._computed:
+            unrounded = self.allocate(sample_blocks(self._config.block_size), self._computed)
+            model.scale_kv(largest_kv(model, self._backend, unrounded, num_ids))
+
+    def allocate(self, num_blocks: int, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """The zero-filled cache, layer by layer; `dtype`: other than the cache's own."""
         model = self._model_config
         return [
             allocate_kv_layer(
@@ -91,7 +101,7 @@ class RankMemory:
                 self._config.block_size,
                 model.num_kv_heads // self._group.size,
                 model.head_dim,
-                self._dtype,
+                dtype or self._dtype,
                 self._device.torch_device,
             )
             for _ in range(model.num_layers)

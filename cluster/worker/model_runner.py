@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.attention.backend import AttentionBackend
+from cluster.attention.backend import AttentionBackend, make_finite
 from cluster.batch import ModelRunnerOutput, SchedulerOutput
 from cluster.device import sent
 from cluster.model.decoder import Decoder
@@ -266,8 +266,7 @@ class ModelRunner:
             self._scrub(row, step)
 
     def _scrub(self, row: int, step: Step) -> None:
-        """Make a row's blocks finite: masked slots are multiplied too (0 * nan = nan). A step that
-        was launched since has written nonsense, too."""
+        """Make a row's blocks finite. A step that was launched since has written nonsense, too."""
         for one in (step, self._last):
             if one is None or one.inputs is None:
                 continue
@@ -275,4 +274,4 @@ class ModelRunner:
             at = sent(np.flatnonzero(one.inputs.rows == row), table.device)
             blocks = torch.unique(table[at]).long()
             for kv_layer in self._kv_cache:
-                kv_layer[:, blocks] = kv_layer[:, blocks].nan_to_num(0.0, 0.0, 0.0)
+                make_finite(kv_layer, blocks)

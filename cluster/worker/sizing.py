@@ -51,17 +51,18 @@ def plan_rank(
         knows_words: whether ranks hold the vocabulary.
     """
     linear = number_bytes if config.quantization == "none" else 1
+    kept = 1 if config.kv_cache_dtype == "fp8" else number_bytes
     head = 1 if config.quantization == "int8" else number_bytes
     cache = None if config.kv_cache_gib is None else int(config.kv_cache_gib * GIB)
     if config.num_kv_blocks is not None:
-        token_bytes = kv_bytes_per_token(model.shape, 1, number_bytes)
+        token_bytes = kv_bytes_per_token(model.shape, 1, kept)
         cache = config.num_kv_blocks * config.block_size * token_bytes
     return Deployment(
         shape=model.shape,
         max_position=model.max_position,
         device=device,
         tp=config.tensor_parallel_size,
-        precision=Precision(linear=linear, head=head, other=number_bytes, kv=number_bytes),
+        precision=Precision(linear=linear, head=head, other=number_bytes, kv=kept),
         max_model_len=config.max_model_len,
         utilization=config.gpu_memory_utilization,
         kv_cache_bytes=cache,

@@ -227,6 +227,7 @@ class Worker:
             max_model_len = fit_max_model_len(
                 config.max_model_len, positions, num_blocks, config.block_size
             )
+        self._memory.fit_scales(model, self._num_real_tokens)
         kv_cache = self._memory.allocate(num_blocks)
         batch = InputBatch(
             config.max_num_seqs,
@@ -268,7 +269,8 @@ class Worker:
             dtype=str(self._dtype).removeprefix("torch."),
             attention_backend=self._backend.name,
             kernels=f"{self._kernels.signature()}; attention {self._backend.signature}; "
-            f"collectives {self.group.collectives}",
+            f"collectives {self.group.collectives}"
+            f"{'; cache fp8' if config.kv_cache_dtype == 'fp8' else ''}",
             computes_apart=self.device.computes_apart,
         )
 

@@ -1,22 +1,23 @@
-"""What 8-bit weights cost in quality: logits and answers against the 16-bit engine.
+"""What 8-bit weights, keys and values cost in quality: logits and answers against 16 bits.
 
     python -m tests.bench.bench_quantization [--model DIR] [--words 200]
 
 Logits are compared over random token ids (teacher forcing, so one wrong token does not spoil the
 rest); answers are the demo model's, greedy, to letter-counting questions it was not given a choice
-about. Both engines are bfloat16 apart from their matrices.
+about. Both engines are bfloat16 apart from their matrices, or from their KV cache.
 """
 
 import argparse
 import random
 import re
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
 from torch import Tensor
 
-from cluster.attention.backend import AttentionMetadata, HeadShape, allocate_kv_layer
+from cluster.attention.backend import AttentionMetadata, HeadShape
 from cluster.attention.selection import select_attention
 from cluster.config import EngineConfig
 from cluster.device import Device
@@ -33,6 +34,8 @@ from cluster.request import EngineRequest, SamplingParams
 from cluster.text.template import ChatTemplate, Message
 from cluster.text.tokenizer import Tokenizer
 from cluster.worker.executor import InlineExecutor
+from cluster.worker.memory import RankMemory
+from cluster.worker.sizing import device_spec, plan_rank
 from cluster.worker.worker import Worker
 
 DEMO = Path(__file__).parents[2] / "configs" / "models" / "deeprequest-demo"
@@ -44,8 +47,11 @@ WORDS = (
 )
 
 
-def settings(model: Path, quantization: Quantization) -> EngineConfig:
+def settings(
+    model: Path, quantization: Quantization, cache: Literal["auto", "fp8"] = "auto"
+) -> EngineConfig:
     return EngineConfig(
+        kv_cache_dtype=cache,
         model_path=str(model),
         device="cpu",
         dtype="bfloat16",
@@ -83,17 +89,17 @@ def logits(config: EngineConfig, token_ids: Tensor, group: TPGroup | None = None
             num_decode=0,
         )
     )
-    cache = [
-        allocate_kv_layer(
-            pages + 1,
-            size,
-            kv_heads,
-            shape.head_dim,
-            torch.bfloat16,
-            device.torch_device,
-        )
-        for _ in range(shape.num_layers)
-    ]
+    memory = RankMemory(
+        config,
+        shape,
+        device,
+        group,
+        torch.bfloat16,
+        backend,
+        plan_rank(config, shape, device_spec(device), 2, knows_words=False),
+    )
+    memory.fit_scales(decoder, shape.vocab_size)
+    cache = memory.allocate(pages + 1)
     return decoder.compute_logits(decoder(token_ids, cache, plan)).float()
 
 
@@ -103,6 +109,7 @@ def compare(model: Path) -> None:
     want = logits(settings(model, "none"), ids)
     for kind in ROUNDED:
         _compare(f"{model.name}, {kind}", want, logits(settings(model, kind), ids))
+    _compare(f"{model.name}, fp8 cache", want, logits(settings(model, "none", "fp8"), ids))
 
 
 def _compare(name: str, want: Tensor, got: Tensor) -> None:
@@ -111,14 +118,16 @@ def _compare(name: str, want: Tensor, got: Tensor) -> None:
         got.log_softmax(-1), want.log_softmax(-1), reduction="batchmean", log_target=True
     )
     same = (got.argmax(-1) == want.argmax(-1)).float().mean()
+    apart = (want.amax(-1) - want.amin(-1)).mean()
+    of_range = (got - want).square().mean(-1).sqrt().mean() / apart
     print(
-        f"{name}: relative logit error {error:.4f}, KL {kl:.5f} nats, same first choice {same:.1%}"
+        f"{name}: relative logit error {error:.4f} ({of_range:.2%} of the range), "
+        f"KL {kl:.5f} nats, same first choice {same:.1%}"
     )
 
 
-def accuracy(quantization: Quantization, count: int) -> float:
+def accuracy(config: EngineConfig, count: int) -> float:
     """Share of right answers of the demo model."""
-    config = settings(DEMO, quantization)
     worker = Worker(config, 0, TPGroup())
     worker.load()
     worker.init_kv_cache(worker.num_kv_blocks())
@@ -153,7 +162,10 @@ def main() -> None:
         compare(model)
     kinds: tuple[Quantization, ...] = ("none", *ROUNDED)
     for kind in kinds:
-        print(f"demo answers right, {kind}: {accuracy(kind, asked.words):.1%}")
+        right = accuracy(settings(DEMO, kind), asked.words)
+        print(f"demo answers right, {kind}: {right:.1%}")
+    right = accuracy(settings(DEMO, "none", "fp8"), asked.words)
+    print(f"demo answers right, fp8 cache: {right:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `quantization: fp8` does to the logits of the demo model, on texts that it knows.
+"""What fp8 weights and an fp8 cache do to the logits of the demo model, on texts that it knows.
 
 e4m3 keeps three bits: a product moves by some 4 % (`kernels/test_fp8.py`). What counts is how far
 that moves a token against the others, so it is held against how far logits are apart.
@@ -37,6 +37,23 @@ def texts() -> list[Text]:
 def answered(text: Text, kind: Quantization, group: TPGroup | None = None) -> Tensor:
     """The logits from which the answer's tokens were drawn."""
     return logits(settings(DEMO, kind), text.ids, group)[text.prompt - 1 : -1]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_cache_of_e4m3_moves_logits_by_one_per_cent_of_their_range(
+    size: int, ranks: Callable[[int], Any]
+) -> None:
+    together = ranks(size)
+    rounded = settings(DEMO, "none", "fp8")
+    for text in texts():
+        want = answered(text, "none")
+        parts = together.run(lambda group, text=text: logits(rounded, text.ids, group))
+        got = torch.cat(parts, -1)[text.prompt - 1 : -1]
+        apart = want.amax(-1) - want.amin(-1)
+        error = (got - want).square().mean(-1).sqrt()
+        assert (error / apart).mean() < 0.01
+        assert (error / apart).max() < 0.04
+        assert torch.equal(got.argmax(-1), want.argmax(-1))
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -38,6 +38,15 @@ def rotary_store(
     )
 
 
+@triton.jit
+def narrowed(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """As `backend.narrowed`: what e4m3 cannot hold becomes its largest number."""
+    if dtype == tl.float8e4nv:
+        x = x.to(tl.float32)
+        x = tl.where(x > 448.0, 448.0, tl.where(x < -448.0, -448.0, x))
+    return x.to(dtype)
+
+
 @triton.jit(do_not_specialize=["num_heads", "num_kv_heads"])
 def rotary_store_kernel(
     qkv: tl.tensor,  # [T, N + 2K, H]; the queries in it are turned in place
@@ -79,5 +88,6 @@ def rotary_store_kernel(
     kv_head = head - num_heads - side * num_kv_heads
     target = side * side_stride + (slot * num_kv_heads + kv_head) * HEAD
     target = target[:, None] + dim[None, :]
-    tl.store(kv_layer + target, first, mask=inside & ~is_query)
-    tl.store(kv_layer + target + half, second, mask=inside & ~is_query)
+    kept = kv_layer.dtype.element_ty
+    tl.store(kv_layer + target, narrowed(first, kept), mask=inside & ~is_query)
+    tl.store(kv_layer + target + half, narrowed(second, kept), mask=inside & ~is_query)

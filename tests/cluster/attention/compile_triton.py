@@ -14,7 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from cluster.attention.backend import HeadShape
+from cluster.attention.backend import FP8, HeadShape
+from cluster.attention.gpu_selection import FP8_CAPABILITY
 from cluster.attention.triton.attention import TritonAttention
 from tests.cluster.attention.textbook import Case, metadata, unturned
 
@@ -61,17 +62,20 @@ def main() -> None:
         with pytest.MonkeyPatch.context() as patch:
             compiler = Compiler(capability)
             patch.setattr(JITFunction, "run", partialmethod(compiler))
-            launch_all(capability, page)
+            launch_all(capability, page, torch.bfloat16)
+            if capability >= FP8_CAPABILITY:
+                compiler.seen.clear()
+                launch_all(capability, page, FP8)
 
 
-def launch_all(capability: tuple[int, int], page: int) -> None:
+def launch_all(capability: tuple[int, int], page: int, kept: torch.dtype) -> None:
     """The heads of one of eight ranks: what ranks have more of is no constant of a kernel."""
     shape = HeadShape(5, 1, 128, torch.bfloat16)
     backend = TritonAttention(page, shape, 256, capability, 132, deterministic=False)
     for requests in STEPS:
         case = Case(requests, page, 5, 1, 128)
         meta = metadata(case, list(range(1, case.num_blocks + 1)))
-        layer = torch.zeros(2, 2, page, 1, 128, dtype=torch.bfloat16)
+        layer = torch.zeros(2, 2, page, 1, 128, dtype=kept)
         qkv = torch.zeros(len(meta.positions), 7, 128, dtype=torch.bfloat16)
         backend.plan(meta).attend(layer, qkv, unturned(128))
 

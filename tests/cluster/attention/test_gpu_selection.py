@@ -110,6 +110,27 @@ def test_float32_is_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "it computes no float32" in chosen.reason
 
 
+@pytest.mark.parametrize("capability", [ADA, HOPPER, BLACKWELL])
+def test_an_fp8_cache_is_left_to_triton(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "flash_attn", "flash_attn_interface")
+    chosen = choose(monkeypatch, capability, block_size=256, kv_cache_dtype="fp8")
+    assert chosen.backend.name == "triton"
+    if capability < BLACKWELL:
+        assert "flash_attn 2: it reads no fp8 cache here" in chosen.reason
+    with pytest.raises(ValueError, match="'flash_attn' is not available"):
+        choose(monkeypatch, capability, attention_backend="flash_attn", kv_cache_dtype="fp8")
+
+
+def test_an_fp8_cache_is_refused_where_the_gpu_has_no_such_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, "flash_attn")
+    with pytest.raises(ValueError, match=r"8\.9 or newer; set kv_cache_dtype: auto"):
+        choose(monkeypatch, AMPERE, block_size=256, kv_cache_dtype="fp8")
+
+
 def test_a_library_that_was_built_for_another_torch_counts_as_absent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

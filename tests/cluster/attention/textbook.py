@@ -95,8 +95,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
-def step(case: Case, order: list[int], rotary: RotaryTable, seed: int = 0) -> Step:
-    """`seed` changes only what lies in slots that nobody owns."""
+def step(
+    case: Case,
+    order: list[int],
+    rotary: RotaryTable,
+    seed: int = 0,
+    kept: torch.dtype = torch.float32,
+) -> Step:
+    """`seed` changes only what lies in slots that nobody owns; `kept`: the cache's numbers."""
     meta = metadata(case, order)
     stale = torch.Generator().manual_seed(seed)
     shape = (2, max(order) + 1, case.block_size, case.kv_heads, case.head_dim)
@@ -108,15 +114,17 @@ def step(case: Case, order: list[int], rotary: RotaryTable, seed: int = 0) -> St
     wanted, new = [], []
     for row, (before, now) in enumerate(case.requests):
         kv = torch.randn((2, before + now, case.kv_heads, case.head_dim), generator=generator)
+        kv[:, :before] = kv[:, :before].to(kept).float()
         for position in range(before):
             page, offset = divmod(position, case.block_size)
             layer[:, meta.block_table[row, page], offset] = kv[:, position]
         new.append(kv[:, before:].clone())
         kv[0, before:] = turn(kv[0, before:], rotary, torch.arange(before, before + now))
+        kv[:, before:] = kv[:, before:].to(kept).float()
         start = int(meta.cu_seqlens_q[row])
         wanted.append(attention(turned[start : start + now], kv[0], kv[1]))
     keys, values = torch.cat(new, 1)
-    return Step(meta, layer, torch.cat((q, keys, values), 1), rotary, torch.cat(wanted))
+    return Step(meta, layer.to(kept), torch.cat((q, keys, values), 1), rotary, torch.cat(wanted))
 
 
 Backend = Callable[[Case], AttentionBackend]
