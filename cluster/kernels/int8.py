@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,12 +23,27 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() * inverse).round().to(torch.int8), top / 127.0
 
 
+GPU_LEAST_ROWS = 17
+"""The fewest that torch's product of integers takes on a GPU ..."""
+GPU_MULTIPLE = 8
+"""... and what sizes must be multiples of there."""
+
+
 class TorchInt8Weight:
     """[N, K] integers and [N] scales, multiplied by torch."""
 
     def __init__(
         self, n: int, k: int, bias: bool, device: torch.device, dtype: torch.dtype
     ) -> None:
+        """Raises ValueError: the device is a GPU, and cannot multiply such sizes."""
+        on_gpu = device.type == "cuda"
+        if on_gpu and (n % GPU_MULTIPLE or k % GPU_MULTIPLE):
+            raise ValueError(
+                f"quantization: int8 needs sizes in multiples of {GPU_MULTIPLE} on a GPU, not "
+                f"{n} x {k}: use another tensor_parallel_size or quantization: none"
+            )
+        self.least_rows = GPU_LEAST_ROWS if on_gpu else 1
+        """Fewer are padded with zeros."""
         self.shape = (n, k)
         self.bias = torch.zeros(n, device=device, dtype=dtype) if bias else None
         self._integers = torch.zeros((n, k), device=device, dtype=torch.int8)
@@ -48,9 +64,13 @@ class TorchInt8Weight:
         self._scale[row : row + len(rows)] = scale.squeeze(1)
 
     def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
+        if not len(x):
+            return x.new_zeros((0, self.shape[0]))
         integers, scale = quantize_rows(x)
-        sums = torch._int_mm(integers, self._integers.t()).float() if len(x) else x.new_zeros(0)
-        y = sums.view(len(x), self.shape[0]) * scale * self._scale
+        missing = max(0, self.least_rows - len(x))
+        padded = F.pad(integers, (0, 0, 0, missing)) if missing else integers
+        sums = torch._int_mm(padded, self._integers.t())[: len(x)]
+        y = sums.float().mul_(scale).mul_(self._scale)
         if self.bias is not None:
             y = y + self.bias.float()
         return y if full_precision else y.to(self._dtype)

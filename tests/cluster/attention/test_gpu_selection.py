@@ -5,11 +5,13 @@ from tests.cluster import triton_interpreter  # isort: skip
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from cluster.attention.backend import HeadShape
 from cluster.attention.gpu_selection import Choice, select_on_gpu
@@ -75,6 +77,19 @@ def test_a_gpu_gets_the_fastest_that_is_there(
     chosen = choose(monkeypatch, capability, block_size=256)
     assert chosen.backend.signature.startswith(signature)
     assert chosen.reason.startswith(f"{chosen.backend.signature}, pages of 256, for prefill")
+
+
+@pytest.mark.parametrize("capability", [AMPERE, ADA, HOPPER])
+@pytest.mark.parametrize(
+    "file", ["configs/deepseek-r1-32b.yaml", "k8s/overlays/single-node/config.yaml"]
+)
+def test_the_configurations_for_gpus_are_served_by_flash_attn_2(
+    file: str, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "flash_attn")
+    engine = yaml.safe_load((Path(__file__).parents[3] / file).read_text())["engine"]
+    chosen = choose(monkeypatch, capability, BF16.share(4), **engine)
+    assert chosen.backend.signature.startswith("flash_attn 2")
 
 
 def test_the_line_says_what_stood_against_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.kernels import native
-from cluster.kernels.int8 import NativeInt8Weight, TorchInt8Weight, quantize_rows
+from cluster.kernels.int8 import (
+    GPU_LEAST_ROWS,
+    NativeInt8Weight,
+    TorchInt8Weight,
+    quantize_rows,
+)
 
 CPU = torch.device("cpu")
 
@@ -79,3 +84,26 @@ def test_rows_of_the_matrix_come_back_within_half_a_step() -> None:
     compiled, plain = both(70, 33, False)
     ids = torch.tensor([0, 69, 3, 3])
     assert torch.equal(compiled.embedding(ids), plain.embedding(ids))
+
+
+def test_few_rows_are_padded_to_what_a_gpu_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = TorchInt8Weight(24, 32, True, CPU, torch.bfloat16)
+    weight.write(0, torch.randn(24, 32))
+    x = torch.randn(40, 32).to(torch.bfloat16)
+    want = [weight(x[:rows]) for rows in (1, 16, 17, 40)]
+    multiply = torch._int_mm
+
+    def as_a_gpu(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        assert len(left) > 16
+        return multiply(left, right)
+
+    monkeypatch.setattr(torch, "_int_mm", as_a_gpu)
+    weight.least_rows = GPU_LEAST_ROWS
+    for rows, expected in zip((1, 16, 17, 40), want, strict=True):
+        assert torch.equal(weight(x[:rows]), expected)
+    assert weight(x[:0]).shape == (0, 24)
+
+
+def test_sizes_that_a_gpu_cannot_multiply_are_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match="multiples of 8 on a GPU, not 20 x 32"):
+        TorchInt8Weight(20, 32, False, torch.device("cuda"), torch.bfloat16)
