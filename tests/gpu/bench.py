@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from cluster.attention.backend import AttentionMetadata
 from cluster.config import EngineConfig
 from cluster.device import Device
 from tests.gpu.random_model import R1_32B, TINY, RandomWorker, started, write_shape
+
+ROOMY_BYTES = 100 << 30
+"""66 GB of weights, a cache of 131,072 tokens (34 GB)."""
 
 
 @dataclasses.dataclass
@@ -26,6 +29,8 @@ class Bench:
     """Of the stage that runs, on `time.monotonic`'s clock."""
     done: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Results of stages, earlier runs' included."""
+    save: Callable[[], None] = lambda: None
+    """Writes down what the stage has told so far: it may be killed at any time."""
 
     @property
     def out_of_time(self) -> bool:
@@ -34,6 +39,12 @@ class Bench:
     @property
     def shape(self) -> dict[str, Any]:
         return TINY if self.tiny else R1_32B
+
+    @property
+    def quantization(self) -> Literal["none", "fp8"]:
+        """Of stages that need room beside the weights: e4m3 where 16 bits would leave none."""
+        roomy = self.tiny or self.device.total_memory() > ROOMY_BYTES
+        return "none" if roomy else "fp8"
 
     def pick(self, full: Any, tiny: Any) -> Any:
         return tiny if self.tiny else full

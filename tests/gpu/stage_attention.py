@@ -16,15 +16,14 @@ KV_BYTES = 16 << 30
 
 
 @torch.inference_mode()
-def run(bench: Bench) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+def run(bench: Bench, told: dict[str, Any]) -> None:
     heads = bench.pick(((40, 8), (20, 4), (10, 2), (5, 1)), ((5, 1),))
     for name, pair, page in itertools.product(BACKENDS, heads, bench.pick((64, 128, 256), (64,))):
         if name == "cpu" and (bench.device.is_cuda or page != 64):
             continue
         case = f"{name} {pair[0]}/{pair[1]} page {page}"
         told[case] = "out of time" if bench.out_of_time else _measure(bench, name, pair, page)
-    return {"backends": told}
+        bench.save()
 
 
 def _measure(bench: Bench, name: str, heads: tuple[int, int], page: int) -> Any:

@@ -10,5 +10,5 @@ from tests.gpu.sweep import sweep
 
 
 @torch.inference_mode()
-def run(bench: Bench) -> dict[str, Any]:
-    return sweep(bench, bench.started(dtype="bfloat16"), BF16)
+def run(bench: Bench, told: dict[str, Any]) -> None:
+    sweep(bench, bench.started(dtype="bfloat16"), BF16, told)

@@ -1,34 +1,44 @@
 """transformers on the same device and shape: generate, and its continuous batching."""
 
-import gc
-import time
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from serve_app.bench.workload import Generate, rates
 from tests.gpu.bench import Bench
 
+PEERS = Path(__file__).parents[1] / "bench" / "peer-engines"
+PAGE_TOKENS = 256
 
-@torch.no_grad()
-def run(bench: Bench) -> dict[str, Any]:
+
+def run(bench: Bench, told: dict[str, Any]) -> None:
     import transformers
 
-    told: dict[str, Any] = {"transformers": transformers.__version__}
+    told["transformers"] = transformers.__version__
     model = _model(bench)
     prompt, output = bench.pick((2048, 64), (64, 8))
-    for batch in bench.pick((1, 8, 32), (2,)):
-        if not bench.out_of_time:
-            told[f"generate {batch}"] = _generate(bench, model, batch, prompt, output)
-    if not bench.out_of_time:
-        told["continuous batching"] = _attempt(bench, model, bench.pick(32, 2), prompt, output)
-    ours = bench.done.get("decode", {}).get("batches", {})
-    for batch in bench.pick((1, 8, 32), (2,)):
-        theirs, mine = told.get(f"generate {batch}"), ours.get(str(batch))
-        if theirs and isinstance(mine, dict):
-            theirs["ours_over_theirs"] = mine["tokens_per_s"] / theirs["tokens_per_s"]
-    del model
-    gc.collect()
-    return told
+    batches = bench.pick((1, 8, 32), (2,))
+    pages = batches[-1] * -(-(prompt + output) // PAGE_TOKENS) + 1
+    ways: dict[str, Callable[[], Generate]] = {
+        "generate": lambda: _script("transformers_generate").greedy(model),
+        "continuous": lambda: _script("transformers_continuous").continuous(model, pages),
+    }
+    for way, make in ways.items():
+        for batch in batches if way == "generate" else batches[-1:]:
+            told[f"{way} {batch}"] = _attempt(bench, make, batch, prompt, output)
+            _compare(bench, told[f"{way} {batch}"], batch)
+            bench.save()
+
+
+def _script(name: str) -> Any:
+    """One of the peers' own scripts, which stand in a folder of their own."""
+    if str(PEERS) not in sys.path:
+        sys.path.append(str(PEERS))
+    return importlib.import_module(name)
 
 
 def _model(bench: Bench) -> Any:
@@ -46,41 +56,23 @@ def _model(bench: Bench) -> Any:
         torch.set_default_dtype(before)
 
 
-def _generate(bench: Bench, model: Any, batch: int, prompt: int, output: int) -> dict[str, Any]:
-    """Decode alone: what more tokens take longer."""
-    ids = torch.randint(10, 900, (batch, prompt), device=bench.device.torch_device)
-
-    def seconds(tokens: int) -> float:
-        begun = time.perf_counter()
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        bench.device.synchronize()
-        return time.perf_counter() - begun
-
-    seconds(2)
-    step = (seconds(output) - seconds(1)) / (output - 1)
-    return {"ms_a_step": 1e3 * step, "tokens_per_s": batch / step}
-
-
-def _attempt(bench: Bench, model: Any, batch: int, prompt: int, output: int) -> dict[str, Any]:
-    """The whole run, prompts included; its interface is young: a failure is told, not fatal."""
-    from transformers import GenerationConfig
-
+def _attempt(
+    bench: Bench, make: Callable[[], Generate], batch: int, prompt: int, output: int
+) -> dict[str, Any]:
+    """Out of memory, or an interface that changed, is told and not fatal."""
+    if bench.out_of_time:
+        return {"error": "out of time"}
     ids = torch.randint(10, 900, (batch, prompt)).tolist()
-    wanted = GenerationConfig(
-        max_new_tokens=output, do_sample=False, eos_token_id=-1, pad_token_id=0
-    )
     try:
-        begun = time.perf_counter()
-        answers = model.generate_batch(inputs=ids, generation_config=wanted, progress_bar=False)
-        seconds = time.perf_counter() - begun
-        count = sum(len(answer.generated_tokens) for answer in answers.values())
+        generate = make()
+        generate(ids, 2)
+        decode, end_to_end = rates(generate(ids, output), batch)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"batch": batch, "tokens": count, "end_to_end_tokens_per_s": count / seconds}
+    return {"tokens_per_s": decode, "end_to_end_tokens_per_s": end_to_end}
+
+
+def _compare(bench: Bench, theirs: dict[str, Any], batch: int) -> None:
+    ours = bench.done.get("decode", {}).get("batches", {}).get(str(batch))
+    if isinstance(ours, dict) and theirs.get("tokens_per_s"):
+        theirs["ours_over_theirs"] = ours["tokens_per_s"] / theirs["tokens_per_s"]

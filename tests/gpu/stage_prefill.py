@@ -10,13 +10,14 @@ from tests.gpu.random_model import RandomWorker
 
 
 @torch.inference_mode()
-def run(bench: Bench) -> dict[str, Any]:
-    worker = bench.started(dtype="bfloat16", max_num_seqs=1, cuda_graph_sizes=[])
-    told: dict[str, Any] = {}
+def run(bench: Bench, told: dict[str, Any]) -> None:
+    settings = {"dtype": "bfloat16", "max_num_seqs": 1, "cuda_graph_sizes": []}
+    worker = bench.started(**settings, quantization=bench.quantization)
+    told["quantization"] = bench.quantization
     for length in bench.pick((1024, 8192), (100, 300)):
         told[f"chunk of {length}"] = _chunk(bench, worker, length)
+        bench.save()
     told["longest"] = _longest(bench, worker)
-    return told
 
 
 def _chunk(bench: Bench, worker: RandomWorker, length: int) -> dict[str, Any]:

@@ -15,18 +15,23 @@ from tests.gpu.bench import Bench
 from tests.gpu.random_model import TOKENIZER, random_rank
 
 
-def run(bench: Bench) -> dict[str, Any]:
-    return asyncio.run(_soak(bench))
+def run(bench: Bench, told: dict[str, Any]) -> None:
+    asyncio.run(_soak(bench, told))
 
 
-async def _soak(bench: Bench) -> dict[str, Any]:
-    config = bench.config(dtype="bfloat16", max_num_seqs=bench.pick(64, 4))
+async def _soak(bench: Bench, told: dict[str, Any]) -> None:
+    config = bench.config(
+        dtype="bfloat16",
+        max_num_seqs=bench.pick(64, 4),
+        quantization=bench.quantization,
+    )
     engine = AsyncEngine(
         config, lambda specs: ProcessGang(random_rank, specs), Tokenizer(TOKENIZER)
     )
     begun = time.perf_counter()
     await engine.start()
-    told: dict[str, Any] = {"start_s": time.perf_counter() - begun}
+    told |= {"quantization": config.quantization, "start_s": time.perf_counter() - begun}
+    bench.save()
     try:
         clients, tokens = bench.pick((64, 512), (3, 12))
         begun = time.perf_counter()
@@ -39,13 +44,16 @@ async def _soak(bench: Bench) -> dict[str, Any]:
             "gap_p50_ms": 1e3 * statistics.median(between),
             "gap_p99_ms": 1e3 * between[int(0.99 * len(between))],
         }
-        decode = bench.done.get("decode", {}).get("batches", {}).get(str(clients))
+        alone = bench.done.get("decode", {})
+        if config.quantization == "fp8":
+            alone = bench.done.get("fp8", {}).get("weights", {})
+        decode = alone.get("batches", {}).get(str(clients))
         if isinstance(decode, dict):
             told["share_of_model_alone"] = told["tokens_per_s"] / decode["tokens_per_s"]
+        bench.save()
         told["killed_to_error_s"] = await _kill(engine)
     finally:
         await engine.stop()
-    return told
 
 
 async def _client(engine: AsyncEngine, number: int, tokens: int) -> list[float]:

@@ -11,23 +11,28 @@ from tests.gpu.bench import Bench, decode_inputs
 from tests.gpu.random_model import RandomWorker
 
 
-def sweep(bench: Bench, worker: RandomWorker, precision: Precision) -> dict[str, Any]:
-    """By batch size; a size whose context does not fit the cache is left out."""
+def sweep(bench: Bench, worker: RandomWorker, precision: Precision, told: dict[str, Any]) -> None:
+    """By batch size, into `told`; a size whose context does not fit the cache is left out."""
     facts = worker.facts
     context = bench.pick(2048, 100)
-    told: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    told |= {
+        "attention": worker._backend.signature,
+        "context": context,
+        "kv_blocks": facts.num_kv_blocks,
+        "batches": rows,
+    }
     for batch in bench.pick((1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 4)):
         pages = batch * -(-context // facts.block_size)
         if pages >= facts.num_kv_blocks or bench.out_of_time:
-            told[str(batch)] = "the cache is too small" if not bench.out_of_time else "out of time"
+            rows[str(batch)] = "the cache is too small" if not bench.out_of_time else "out of time"
             continue
-        told[str(batch)] = _one(bench, worker, worker.graphs, batch, context) | _floor(
-            bench, worker, precision, batch, context
-        )
-    for row in told.values():
-        if isinstance(row, dict) and "floor_ms" in row:
+        row = _one(bench, worker, worker.graphs, batch, context)
+        row |= _floor(bench, worker, precision, batch, context)
+        if "floor_ms" in row:
             row["share_of_floor"] = row["floor_ms"] / (row["graph_ms"] or row["eager_ms"])
-    return {"context": context, "kv_blocks": facts.num_kv_blocks, "batches": told}
+        rows[str(batch)] = row
+        bench.save()
 
 
 def _one(

@@ -1,6 +1,10 @@
-"""transformers: continuous batching by its manager, kept alive; paged attention, bfloat16."""
+"""transformers: continuous batching by its manager, kept alive; paged attention, bfloat16.
+
+`tests/gpu/stage_peers.py` gives `continuous` a model of its own.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from protocol import answer
@@ -16,11 +20,16 @@ def start(model: Path, threads: int, workload: Workload) -> Generate:
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
+    return continuous(network, PAGES)
+
+
+def continuous(network: Any, pages: int) -> Generate:
+    """The workload's engine over a loaded model, with a cache of so many pages."""
     manager = network.init_continuous_batching(
         GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
         ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
-            num_blocks=PAGES,
+            num_blocks=pages,
             max_batch_tokens=STEP_TOKENS,
             allow_block_sharing=False,
         ),

@@ -1,4 +1,7 @@
-"""transformers: `generate` over a static batch, bfloat16, scaled-dot-product attention."""
+"""transformers: `generate` over a static batch, bfloat16, scaled-dot-product attention.
+
+`tests/gpu/stage_peers.py` gives `greedy` a model of its own.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ class Watch:
         for row in range(rows):
             self.clock.add(row, 1)
         self.clock.stamp()
-        return torch.zeros(rows, dtype=torch.bool)
+        return torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
 
 
 def start(model: Path, threads: int, workload: Workload) -> Generate:
@@ -29,11 +32,16 @@ def start(model: Path, threads: int, workload: Workload) -> Generate:
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
+    return greedy(network)
+
+
+def greedy(network: Any) -> Generate:
+    """The workload's engine over a loaded model, wherever it is."""
 
     @torch.inference_mode()
     def generate(prompts: list[list[int]], tokens: int) -> list[Stamp]:
         watch = Watch(len(prompts))
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=network.device)
         network.generate(
             ids,
             attention_mask=torch.ones_like(ids),
