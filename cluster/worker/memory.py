@@ -6,7 +6,7 @@ the allocation of both. Knows no requests, and loads nothing.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -59,8 +59,10 @@ class RankMemory:
         """On this rank."""
         return kv_bytes_per_token(self._model_config.shape, self._group.size, self._dtype.itemsize)
 
-    def num_kv_blocks(self, model: Decoder) -> int:
+    def num_kv_blocks(self, model: Callable[[], Decoder]) -> int:
         """Blocks of the KV cache, dummy block included; the smallest of what the ranks can hold.
+
+        `model`: whose step is measured, where nothing but a step can tell.
 
         Raises:
             ValueError: not even one block fits.
@@ -71,7 +73,7 @@ class RankMemory:
         if config.kv_cache_gib is not None:
             room = int(config.kv_cache_gib * GIB) // self._group.size
         elif self._device.is_cuda:
-            room = self._cuda_room(model)
+            room = self._cuda_room(model())
         else:
             share = int(self._device.free_memory() * CPU_KV_SHARE)
             room = min(share, CPU_KV_BYTES) // self._group.size

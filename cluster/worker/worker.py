@@ -212,7 +212,7 @@ class Worker:
         Raises:
             ValueError: not even one block fits.
         """
-        return self._memory.num_kv_blocks(self._loaded())
+        return self._memory.num_kv_blocks(self._loaded)
 
     @torch.inference_mode()
     def init_kv_cache(self, num_blocks: int) -> None:

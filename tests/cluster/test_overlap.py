@@ -120,7 +120,7 @@ def plain(checkpoint: Path, **changes: Any) -> EngineCore:
 
 
 @pytest.mark.parametrize("kinds", [KINDS, FLAT, TOLD], ids=["filters", "flat", "logprobs"])
-@pytest.mark.parametrize("changes", [{}, {"num_kv_blocks": 24}, {"speculation": "ngram"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"num_kv_blocks": 15}, {"speculation": "ngram"}], ids=str)
 def test_late_answers_change_no_token(
     changes: dict[str, Any], kinds: list[dict[str, Any]], tiny_checkpoint: Path
 ) -> None:

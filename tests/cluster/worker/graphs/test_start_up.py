@@ -9,6 +9,7 @@ from cluster.attention.selection import select_attention
 from cluster.device import Device
 from cluster.model.tp_group import TPGroup
 from cluster.request import SamplingParams
+from cluster.worker import memory
 from cluster.worker import worker as worker_module
 from tests.cluster.worker.graphs.recording import DeviceAttention, FakeRecorder
 
@@ -51,8 +52,9 @@ def test_the_cache_is_sized_for_what_recorded_steps_leave(
     plain = make_driver(tiny_checkpoint, kernels="torch", cuda_graph_sizes=[]).workers[0]
     monkeypatch.setattr(Device, "total_memory", lambda self: 1 << 30)
     monkeypatch.setattr(Device, "free_memory", lambda self: 1 << 29)
-    monkeypatch.setattr(worker_module, "graph_bytes", lambda make, sizes, device: 4321)
-    assert plain._cuda_room() - worker._cuda_room() == 4321
+    monkeypatch.setattr(memory, "graph_bytes", lambda make, sizes, device: 4321)
+    rooms = [one._memory._cuda_room(one._loaded()) for one in (plain, worker)]
+    assert rooms[0] - rooms[1] == 4321
 
 
 def test_a_cpu_records_nothing(tiny_checkpoint: Path, make_driver: Callable[..., Any]) -> None:
