@@ -17,7 +17,8 @@ from cluster.engine.rank_main import engine_core
 from cluster.model.tp_group import TPGroup
 from cluster.request import EngineRequest, FinishReason, SamplingParams
 from cluster.worker.executor import InlineExecutor
-from cluster.worker.step import LaunchedStep
+from cluster.worker.model_runner import ModelRunner
+from cluster.worker.step import LaunchedStep, Step
 from cluster.worker.worker import Worker
 from tests.cluster.worker.late_device import make_late
 
@@ -150,6 +151,23 @@ def test_the_host_waits_for_no_step_before_the_next_is_launched(tiny_checkpoint:
         assert events[begin + 1] == "launched"  # nothing was waited for within
         waits = events[: begin + 1].count("wait")
         assert waits == step - 1  # and not for the step before
+
+
+def test_a_step_that_took_a_wrong_token_is_launched_again(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, _, events = late(tiny_checkpoint)
+    forward = ModelRunner._forward
+
+    def noted(self: ModelRunner, step: Step) -> None:
+        events.append("forward")
+        forward(self, step)
+
+    monkeypatch.setattr(ModelRunner, "_forward", noted)
+    assert run(core, asked(FLAT)) == run(plain(tiny_checkpoint), asked(FLAT))
+    launched = events.count("launched")
+    own = events[: len(events) - 1 - events[::-1].index("launched")]
+    assert own.count("forward") > launched
 
 
 def test_a_request_that_leaves_while_its_token_is_drawn_disturbs_nobody(
