@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     device = Device.select(asked.device, rank=0)
     if asked.inside:
-        return _inside(asked, device)
+        _inside(asked, device)
     about = _about(device)
     sys.stdout.write(f"{json.dumps(about)}\n")
     end = time.monotonic() + asked.total_s
@@ -110,9 +110,13 @@ def _apart(asked: argparse.Namespace, name: str, limit_s: float) -> dict[str, An
     return told
 
 
-def _inside(asked: argparse.Namespace, device: Device) -> int:
+def _inside(asked: argparse.Namespace, device: Device) -> NoReturn:
+    """Leaves no thread the chance to hold the process: all is written."""
     (name,) = asked.stages
-    return int(not _run_stage(asked, device, name, asked.limit_s)["ok"])
+    code = int(not _run_stage(asked, device, name, asked.limit_s)["ok"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run_stage(

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.gpu.bench import Bench
 
 PEERS = Path(__file__).parents[1] / "bench" / "peer-engines"
 PAGE_TOKENS = 256
+Way = Callable[[], AbstractContextManager[Generate]]
 
 
 def run(bench: Bench, told: dict[str, Any]) -> None:
@@ -23,14 +25,14 @@ def run(bench: Bench, told: dict[str, Any]) -> None:
     prompt, output = bench.pick((2048, 64), (64, 8))
     batches = bench.pick((1, 8, 32), (2,))
     pages = batches[-1] * -(-(prompt + output) // PAGE_TOKENS) + 1
-    ways: dict[str, Callable[[], Generate]] = {
-        "generate": lambda: _script("transformers_generate").greedy(model),
+    ways: dict[str, Way] = {
+        "generate": lambda: nullcontext(_script("transformers_generate").greedy(model)),
         "continuous": lambda: _script("transformers_continuous").continuous(model, pages),
     }
-    for way, make in ways.items():
-        for batch in batches if way == "generate" else batches[-1:]:
-            told[f"{way} {batch}"] = _attempt(bench, make, batch, prompt, output)
-            _compare(bench, told[f"{way} {batch}"], batch)
+    for name, way in ways.items():
+        for batch in batches if name == "generate" else batches[-1:]:
+            told[f"{name} {batch}"] = _attempt(bench, way, batch, prompt, output)
+            _compare(bench, told[f"{name} {batch}"], batch)
             bench.save()
 
 
@@ -56,17 +58,15 @@ def _model(bench: Bench) -> Any:
         torch.set_default_dtype(before)
 
 
-def _attempt(
-    bench: Bench, make: Callable[[], Generate], batch: int, prompt: int, output: int
-) -> dict[str, Any]:
+def _attempt(bench: Bench, way: Way, batch: int, prompt: int, output: int) -> dict[str, Any]:
     """Out of memory, or an interface that changed, is told and not fatal."""
     if bench.out_of_time:
         return {"error": "out of time"}
     ids = torch.randint(10, 900, (batch, prompt)).tolist()
     try:
-        generate = make()
-        generate(ids, 2)
-        decode, end_to_end = rates(generate(ids, output), batch)
+        with way() as generate:
+            generate(ids, 2)
+            decode, end_to_end = rates(generate(ids, output), batch)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {"tokens_per_s": decode, "end_to_end_tokens_per_s": end_to_end}

@@ -3,6 +3,8 @@
 `tests/gpu/stage_peers.py` gives `continuous` a model of its own.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ def start(model: Path, threads: int, workload: Workload) -> Generate:
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
-    return continuous(network, PAGES)
+    return contextlib.ExitStack().enter_context(continuous(network, PAGES))
 
 
-def continuous(network: Any, pages: int) -> Generate:
-    """The workload's engine over a loaded model, with a cache of so many pages."""
+@contextlib.contextmanager
+def continuous(network: Any, pages: int) -> Iterator[Generate]:
+    """The workload's engine over a loaded model, with a cache of so many pages; it works until the
+    end of the context."""
     manager = network.init_continuous_batching(
         GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
         ContinuousBatchingConfig(
@@ -53,7 +57,10 @@ def continuous(network: Any, pages: int) -> Generate:
             clock.stamp()
         return clock.stamps
 
-    return generate
+    try:
+        yield generate
+    finally:
+        manager.stop(block=True)
 
 
 if __name__ == "__main__":
