@@ -3,6 +3,7 @@
 Owns the options that Ray Serve gets. Everything else is in the rooms this file joins.
 """
 
+import time
 from pathlib import Path
 
 from ray import serve
@@ -53,7 +54,7 @@ def build_app(config: ServeConfig, rank_main: RankMain = model_rank) -> serve.Ap
             graceful_shutdown_timeout_s=deployment.drain_timeout_s,
             **_HEALTH,
         )
-        .bind(values, model)
+        .bind(values, model, time.time_ns() // 1_000_000)  # who was built later is newer
     )
 
 

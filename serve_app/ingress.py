@@ -70,7 +70,10 @@ class ServeModelClient:
 class Ingress:
     """One ingress replica."""
 
-    async def __init__(self, values: dict[str, Any], model: DeploymentHandle) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, values: dict[str, Any], model: DeploymentHandle, version: int
+    ) -> None:
+        """`version`: of the configuration; the newest one's rules hold for all ingresses."""
         config = ServeConfig.model_validate(values)
         assert config.admission.redis_url is not None, "the builder fills it in"
         self._store = Store(
@@ -81,7 +84,7 @@ class Ingress:
         pepper = load_pepper(config.pepper_path)
         keys = KeyFile(config.tenants_path, pepper)
         self._keys = KeyAdmin(self._store, keys)
-        queue = AdmissionQueue(self._store, keys, pepper, _admission_settings(config))
+        queue = AdmissionQueue(self._store, keys, pepper, _admission_settings(config, version))
         self._door = Door(queue, self._store, pepper, _door_settings(config))
         self._deltas = DeltaServer(
             config.deltas.host or get_node_ip_address(),
@@ -166,12 +169,13 @@ def _started_sink(
     return asyncio.create_task(LedgerSink(store, database, ingress).run())
 
 
-def _admission_settings(config: ServeConfig) -> AdmissionSettings:
+def _admission_settings(config: ServeConfig, version: int) -> AdmissionSettings:
     admission = config.admission
     return AdmissionSettings(
         max_queued=admission.max_queued,
         queue_timeout_s=admission.queue_timeout_s,
         classes=admission.classes,
+        rules_version=version,
         model=config.model.id,
         price=_price(config.model.price) if config.model.price is not None else None,
         session=SessionSettings(lease_s=admission.lease_s),

@@ -67,6 +67,8 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout_s: float = 60.0
     """Longest wait where replicas are there but taken, in classes that do not say their own."""
     classes: ClassesSection = ClassesSection()
+    rules_version: int = 0
+    """Of the configuration that says so: Redis keeps the rules of the newest."""
     cold_start_s: float = 20.0
     """Longest wait where no replica is ready; 0 refuses at once."""
     longest_run_s: float = 3600.0
@@ -257,7 +259,8 @@ class AdmissionQueue:
             log.error("key_file_unreadable", error=str(error))  # the last good one serves on
         self._stamp = stamp
         limits = self.settings
-        await publish_rules(self._store, limits.classes, limits.queue_timeout_s)
+        rules = (limits.classes, limits.queue_timeout_s, limits.rules_version)
+        await publish_rules(self._store, *rules)
         return (await publish(self._store, self._book)).epoch
 
     def _keys_changed(self) -> bool:

@@ -5,10 +5,13 @@ and whose turn it is, scripts/classes.lua decides.
 """
 
 import msgspec
+import structlog
 
 from serve_app.sections import ClassesSection
 from serve_app.tenancy.keys import CLASSES
 from serve_app.tenancy.store import Store
+
+log = structlog.get_logger(__name__)
 
 
 def longest_wait_s(classes: ClassesSection, queue_timeout_s: float) -> float:
@@ -18,10 +21,15 @@ def longest_wait_s(classes: ClassesSection, queue_timeout_s: float) -> float:
     return max(queue_timeout_s if timeout_s is None else timeout_s for timeout_s in own)
 
 
-async def publish_rules(store: Store, classes: ClassesSection, queue_timeout_s: float) -> None:
-    """Tells the scripts what is so in each class. Raises StoreUnavailable."""
+async def publish_rules(
+    store: Store, classes: ClassesSection, queue_timeout_s: float, version: int
+) -> None:
+    """Tells the scripts what is so in each class, unless they were told by a newer version of the
+    configuration. Raises StoreUnavailable."""
     rules = [_rule(classes, name, queue_timeout_s) for name in CLASSES]
-    await store.command("SET", f"{store.prefix}rules", msgspec.msgpack.encode(rules))
+    running = await store.run("rules", version, msgspec.json.encode(rules).decode())
+    if running > version:
+        log.warning("rules_are_older", version=version, running_version=running)
 
 
 def _rule(classes: ClassesSection, name: str, queue_timeout_s: float) -> list[int]:

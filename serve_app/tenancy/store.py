@@ -78,6 +78,7 @@ SCRIPTS = (
     "replay",
     "reckon",
     "restore",
+    "rules",
     "seen",
     "settle",
     "share",

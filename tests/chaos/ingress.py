@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from serve_app.sections import ClassesSection
 from serve_app.tenancy.admission import AdmissionQueue, AdmissionSettings, AdmitRequest
 from serve_app.tenancy.door import Door, DoorSettings
 from serve_app.tenancy.key_file import KeyFile
@@ -52,6 +53,8 @@ class Plan(msgspec.Struct, kw_only=True):
     lease_s: float = 2.0
     timeout_s: float = 0.45
     degraded: bool = True
+    rules_version: int = 0
+    batch_ceiling: float = 0.8
     clock_off_s: float = 0.0
     """What this machine's clock is wrong by."""
 
@@ -118,7 +121,10 @@ async def main(plan: Plan) -> None:
     folder = Path(plan.folder)
     pepper = load_pepper(folder / "pepper")
     settings = AdmissionSettings(
-        max_queued=5000, session=SessionSettings(lease_s=plan.lease_s, beat_s=0.5)
+        max_queued=5000,
+        session=SessionSettings(lease_s=plan.lease_s, beat_s=0.5),
+        classes=ClassesSection.model_validate({"batch": {"ceiling": plan.batch_ceiling}}),
+        rules_version=plan.rules_version,
     )
     away = DoorSettings(journal_dir=folder / "journal" if plan.degraded else None)
     async with contextlib.AsyncExitStack() as stack:
