@@ -142,9 +142,9 @@ class AdmissionSection(Section):
     """YAML file that tenants and keys are kept in, see configs/tenants.yaml; None:
     `<state-dir>/tenants.yaml`."""
     lease_s: float = Field(10.0, gt=0.5)
-    redis_timeout_s: float = Field(0.45, gt=0.01, le=10)
-    """Of one try; a call makes two, and after two failures nobody waits for Redis for a moment.
-    Less than 0.15 s takes a busy machine for an outage."""
+    redis_timeout_s: float = Field(0.2, gt=0.01, le=10)
+    """The longest silence of one try; a call makes two, and after two failures nobody waits for
+    Redis for a moment: twice this, and what is asked is answered as `on_outage` says."""
     on_outage: Literal["degraded", "closed"] = "degraded"
     """Without Redis: serve the keys it vouched for lately, each ingress within its share of all
     limits; or refuse every request with 503."""

@@ -59,7 +59,7 @@ from redis.exceptions import (
 )
 
 from serve_app.tenancy.composition import compose
-from serve_app.tenancy.redis_client import Client, connect
+from serve_app.tenancy.redis_client import Client, calls_to, connect
 from serve_app.tenancy.redis_url import read_url
 from serve_app.tenancy.refusals import StoreUnavailable
 
@@ -100,9 +100,6 @@ OUTAGE_ERRORS = (
 )
 OUTAGE_WORDS = ("BUSY ", "LOADING ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY ")
 """Also found inside a message, where a script was stopped by them."""
-
-MOST_STALLS = 2
-"""Timeouts that came late are this event loop's fault, not Redis's; so many are forgiven a call."""
 
 log = structlog.get_logger(__name__)
 
@@ -159,33 +156,23 @@ class Store:
         clock: Callable[[], int] | None = None,
         tells_outages: bool = True,
     ) -> None:
-        """`url`: see redis_url.py; raises RedisUrlError. `timeout_s`: of one attempt; a call makes
-        two, so it fails within a second. `clock`: microseconds, for tests only; else every script
-        reads Redis's own clock. `tells_outages`: in the log, once each; not for a store of one
-        call."""
+        """`url`: see redis_url.py; raises RedisUrlError. `timeout_s`: the longest silence of one
+        attempt; a call makes two. `connections`: to each node of a cluster; any other Redis has
+        one. `clock`: microseconds, for tests only; else every script reads Redis's own clock.
+        `tells_outages`: in the log, once each; not for a store of one call."""
         self.pool, self.prefix = pool, f"dr:{{{pool}}}:"
         self._target = read_url(url)
         self._timeout_s, self._clock = timeout_s, clock
-        self._client = self._connect(timeout_s, connections)
-        self._execute: Callable[..., Awaitable[Any]] = cast(Any, self._client).execute_command
+        self._calls = calls_to(self._target, silence_s=timeout_s, connections=connections)
         self._keys = [self.prefix + name for name in STABLE_KEYS]
         self._breaker = Breaker(tells=tells_outages)
-        self._slots = asyncio.Semaphore(connections)
         self._tasks: set[asyncio.Task[Any]] = set()
-
-    def _connect(self, timeout_s: float, connections: int) -> Client:
-        return connect(
-            self._target,
-            timeout_s=timeout_s,
-            connect_timeout_s=min(timeout_s, self._timeout_s),
-            connections=connections,
-        )
 
     async def aclose(self) -> None:
         """Waits for calls under way, then closes the connections."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
-        await self._client.aclose()
+        await self._calls.aclose()
 
     async def __aenter__(self) -> "Store":
         return self
@@ -210,7 +197,10 @@ class Store:
 
     def grants(self, ingress: str) -> "GrantReader":
         """The list of `ingress`, read over a connection of its own."""
-        return GrantReader(self._connect(3.0, 1), f"{self.prefix}gr:{ingress}")
+        client = connect(
+            self._target, timeout_s=3.0, connect_timeout_s=self._timeout_s, connections=1
+        )
+        return GrantReader(client, f"{self.prefix}gr:{ingress}")
 
     def _detach(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, context=contextvars.Context())
@@ -234,22 +224,17 @@ class Store:
 
     async def _attempt(self, args: tuple[Any, ...]) -> Any:
         """Twice: the first connection may be stale. Every script bears repetition."""
-        stalls = failures = 0
+        failures = 0
         while True:
-            async with self._slots:
-                self._breaker.check()
-                began = time.monotonic()
-                try:
-                    answer = await self._execute(*args)
-                except TRANSPORT_ERRORS as error:
-                    reason = f"{type(error).__name__}: {error}"
-                else:
-                    self._breaker.succeeded()
-                    return answer
-            late = time.monotonic() - began > 1.5 * self._timeout_s
-            if late and stalls < MOST_STALLS:
-                stalls += 1
-                continue
+            self._breaker.check()
+            began = time.monotonic()
+            try:
+                answer = await self._calls.call(args)
+            except TRANSPORT_ERRORS as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                self._breaker.succeeded()
+                return answer
             self._breaker.failed(began, reason)
             failures += 1
             if failures == 2:

@@ -51,7 +51,7 @@ class Plan(msgspec.Struct, kw_only=True):
     requests: int = 1_000_000
     """Of each worker, at most."""
     lease_s: float = 2.0
-    timeout_s: float = 0.45
+    timeout_s: float = 0.2
     degraded: bool = True
     rules_version: int = 0
     batch_ceiling: float = 0.8

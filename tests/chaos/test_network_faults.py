@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import structlog
 
+from serve_app.sections import AdmissionSection
+from serve_app.tenancy.admission import AdmissionQueue
+from serve_app.tenancy.door import Door, DoorSettings
+from serve_app.tenancy.keys import CreatedKey
 from serve_app.tenancy.refusals import StoreUnavailable
 from serve_app.tenancy.store import Store
 from tests.chaos.relay import Relay
-from tests.chaos.scene import scene_in
+from tests.chaos.scene import rounds, scene_in
+from tests.serve_app.tenancy.world import World, until
 
 pytestmark = pytest.mark.anyio
 TIMEOUT_S = 0.15
@@ -53,6 +58,36 @@ async def test_the_breaker_opens_soon_and_nobody_waits_for_the_network(
                     break
                 except StoreUnavailable:
                     await asyncio.sleep(0.05)
+
+
+async def answered_after(door: Door, world: World, key: CreatedKey) -> float:
+    began = time.monotonic()
+    await door.identify(key.secret)
+    (await door.admit(world.request(key))).settle(prompt_tokens=10, output_tokens=10)
+    return time.monotonic() - began
+
+
+async def test_known_keys_are_answered_without_redis_half_a_second_after_it_went_silent(
+    tmp_path: Path,
+) -> None:
+    async with scene_in(tmp_path, kv=100_000) as scene, Relay(scene.server._socket) as relay:
+        world, took = scene.world, []
+        key = await world.key()
+        timeout_s = AdmissionSection.model_fields["redis_timeout_s"].default
+        async with Store(relay.url, world.pool, timeout_s=timeout_s) as store:
+            queue = AdmissionQueue(store, world.keys, world.pepper)
+            settings = DoorSettings(journal_dir=tmp_path / "journal")
+            async with Door(queue, store, world.pepper, settings) as door:
+                await answered_after(door, world, key)
+                for _ in range(rounds(2)):
+                    relay.deaf = True
+                    asked = (answered_after(door, world, key) for _ in range(CALLERS))
+                    took += await asyncio.gather(*asked)
+                    assert door.degraded
+                    relay.deaf = False
+                    await until(lambda: not door.degraded)
+        print(f"\nRedis went silent: requests were answered without it after {max(took):.2f} s")
+        assert max(took) < 5.0  # a busy machine; else it is less than half a second
 
 
 async def test_one_ingress_alone_behind_a_dead_network_stays_within_what_there_is(
