@@ -94,7 +94,7 @@ class ReasoningFields(GenerationFields):
     reasoning_format: ReasoningFormat | None = None
     """think_tags: inside content. split: reasoning_content and reasoning. hidden: withheld."""
     include_reasoning: bool | None = None
-    """false is another way to say reasoning_format hidden."""
+    """false is another way to say reasoning_format hidden, whatever else is said of it."""
     separate_reasoning: bool | None = None
     """true is another way to say reasoning_format split."""
     stream_reasoning: bool | None = None
@@ -136,13 +136,11 @@ class ReasoningFields(GenerationFields):
         return self._shown() or "think_tags"
 
     def _shown(self) -> ReasoningFormat | None:
-        if self.reasoning_format is not None:
-            return self.reasoning_format
         excluded = self.reasoning is not None and self.reasoning.exclude
         if self.include_reasoning is False or excluded:
             return "hidden"
-        if self.separate_reasoning is None:
-            return None
+        if self.reasoning_format is not None or self.separate_reasoning is None:
+            return self.reasoning_format
         return "split" if self.separate_reasoning else "think_tags"
 
     def thinking_tokens(self, num_closing: int) -> int | None:

@@ -310,6 +310,34 @@ GRID = [
 ]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_h_an_end_of_sequence_among_the_thoughts_ends_them_without_an_answer(
+    service: Service, stream: bool
+) -> None:
+    ended: dict[str, Any] = {"logit_bias": {str(TOKENIZER.eos_id): 100}, "min_tokens": 5}
+    thoughts = TOKENIZER.decode(choice_of(service, return_token_ids=True)["token_ids"][:5])
+    for format, content, reasoning in (
+        ("think_tags", OPEN + thoughts, ""),
+        ("split", "", thoughts),
+        ("hidden", "", ""),
+    ):
+        reply = whole(service, stream=stream, reasoning_format=format, **ended)
+        (choice,) = reply["choices"]
+        assert choice["message"].get("content", "") == content
+        for name in ("reasoning", "reasoning_content"):
+            assert choice["message"].get(name, "") == reasoning
+        assert (choice["finish_reason"], choice["reasoning_truncated"]) == ("stop", False)
+        assert usage_of(reply) == (6, 6)
+
+
+def test_h_an_answer_with_a_form_comes_even_so(service: Service) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["a", "b"]}}}
+    bias = {str(TOKENIZER.eos_id): 100}
+    choice = choice_of(service, response_format=form, logit_bias=bias)
+    assert json.loads(choice["message"]["content"]) in ("a", "b")
+    assert choice["finish_reason"] == "stop"
+
+
 def test_h_the_sum_of_tokens_is_right_in_every_case_of_the_grid(service: Service) -> None:
     assert len(GRID) == 300
 

@@ -38,7 +38,7 @@ def refusal(**fields: Any) -> ApiError:
         ({"reasoning": {"exclude": True}}, "hidden"),
         ({"reasoning": {"exclude": False}}, "think_tags"),
         ({"separate_reasoning": True, "include_reasoning": False}, "hidden"),
-        ({"reasoning_format": "split", "include_reasoning": False}, "split"),
+        ({"reasoning_format": "split", "include_reasoning": False}, "hidden"),
     ],
 )
 def test_reasoning_format_and_its_other_names(fields: dict[str, Any], shown: str) -> None:
