@@ -1,7 +1,8 @@
 """GrammarTrial: whether a grammar from anybody can be served, found out in a process of its own.
 
-Owns that process: it is started at the first trial, works at low priority within limits of time and
-memory, and is ended by the kernel when it exceeds them; the next trial starts another. A grammar
+Owns that process: it is started at the first trial, has what processors nobody else wants, within
+limits of time and memory, and is ended by the kernel when it exceeds them; the next trial starts
+another. Where nothing is left for it, another takes over, which has a share. A grammar
 that passed is compiled by every rank beside its steps, so what a trial rules out is what a rank
 must never meet: too much work, too much memory, a crash.
 
@@ -13,12 +14,15 @@ import contextlib
 import os
 import random
 import resource
+import select
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from cluster.text.grammar import GrammarCompiler, GrammarError, Matcher
 from cluster.text.tokenizer import Tokenizer
@@ -31,6 +35,9 @@ _WAIT = 5
 """The same of waiting, in limits: for whoever waits for the verdict."""
 _MEMORY_BYTES = 4 * 2**30
 _NICENESS = 10
+"""The share of a trial that starves: a tenth, where all processors are wanted."""
+_PATIENCE_S = 1.0
+"""How long a trial may starve."""
 _ANSWERS, _ANSWER_IDS = 4, 48
 _LENGTH_BYTES = 4
 
@@ -51,15 +58,7 @@ class GrammarTrial:
             GrammarError: the grammar is refused. The message may quote it.
         """
         with self._busy:
-            if self._process is None:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C at a terminal is the parent's to act upon
-                )
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
-            reason = self._ask(self._process, source.encode())
+            reason = self._ask(source.encode())
         if reason:
             raise GrammarError(reason)
 
@@ -68,11 +67,30 @@ class GrammarTrial:
         with self._busy:
             self._end()
 
-    def _ask(self, process: subprocess.Popen[bytes], source: bytes) -> str:
-        assert process.stdin is not None
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C at a terminal is the parent's to act upon
+        )
+        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+        return process
+
+    def _ask(self, source: bytes) -> str:
+        process = self._process
+        if process is None:
+            process = self._start()
+        else:
+            # A stream's next token waits for a process of any niceness, but never for an idle one.
+            os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
+        _send(process, source)
+        if _starves(process):
+            process.kill()
+            self._end()
+            process = self._start()
+            _send(process, source)
         assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            _write(process.stdin, source)
         answer = _read(process.stdout)
         if answer is not None:
             return answer.decode()
@@ -86,6 +104,27 @@ class GrammarTrial:
             return None
         process.communicate()  # closes its input, which ends it
         return process.returncode
+
+
+def _send(process: subprocess.Popen[bytes], source: bytes) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        _write(process.stdin, source)
+
+
+def _starves(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it neither answers within the patience nor got a tenth of a processor meanwhile."""
+    assert process.stdout is not None
+    begun, answers = _worked_s(process), select.poll()
+    answers.register(process.stdout)
+    if answers.poll(1000 * _PATIENCE_S):
+        return False
+    return _worked_s(process) - begun < _PATIENCE_S / 10
+
+
+def _worked_s(process: subprocess.Popen[bytes]) -> float:
+    times = psutil.Process(process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _child(model_dir: str, limit_s: float) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.text import grammar_trial
 from cluster.text.grammar import GrammarError
 from cluster.text.grammar_trial import GrammarTrial, _some_id
 from cluster.text.json_grammar import json_answer
@@ -60,6 +62,25 @@ def test_a_process_that_dies_refuses_its_grammar_and_is_replaced() -> None:
     assert second != first
     trial.close()
     assert not psutil.pid_exists(second)
+
+
+def test_a_trial_that_starves_goes_on_in_a_process_with_a_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial = GrammarTrial(MODEL)
+    trial.run(GOOD)
+    trial.run(GOOD)
+    assert trial._process is not None
+    starved = trial._process.pid
+    assert os.sched_getscheduler(starved) == os.SCHED_IDLE
+    monkeypatch.setattr(grammar_trial, "_starves", lambda process: process.pid == starved)
+    with pytest.raises(GrammarError, match="not"):
+        trial.run(json_answer({"not": {}}))
+    assert not psutil.pid_exists(starved)
+    assert os.sched_getscheduler(trial._process.pid) == os.SCHED_OTHER
+    assert os.getpriority(os.PRIO_PROCESS, trial._process.pid) > 0
+    trial.run(GOOD)
+    trial.close()
 
 
 def test_trials_of_many_threads_take_turns(trial: GrammarTrial) -> None:
