@@ -32,6 +32,12 @@ def json_answer(schema: Mapping[str, Any]) -> str:
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """The body of a Lark rule for a value of the schema, with our layout instead of its own."""
-    narrowed = rewritten(exclusive(schema), held_formats)
-    own = {name: value for name, value in narrowed.items() if name != _OPTIONS}
-    return "%json " + json.dumps(own | {_OPTIONS: _LAYOUT}, separators=(",", ":"))
+    own = {name: value for name, value in schema.items() if name != _OPTIONS} | {_OPTIONS: _LAYOUT}
+    text = _compact(own)
+    if '"oneOf"' in text or '"format"' in text:
+        text = _compact(rewritten(exclusive(own), held_formats))
+    return f"%json {text}"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
