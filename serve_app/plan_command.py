@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 NOT_KNOWN, DOES_NOT_FIT = 1, 2
 NUMBERS = ("bf16", "fp8", "int8", "fp32")
 KV_NUMBERS = ("bf16", "fp32")
+CACHES = ("auto", "fp8")
 SETTINGS = (
-    *("device", "tensor_parallel_size", "dtype", "kv_dtype", "max_model_len"),
+    *("device", "tensor_parallel_size", "dtype", "kv_dtype", "kv_cache_dtype", "max_model_len"),
     *("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs"),
 )
 FIGURES = ("memory_gib", "gb_per_s", "tflops", "price_per_hour")
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--dtype", choices=NUMBERS, help="of the weights; bf16 unless told")
     add("--kv-dtype", choices=KV_NUMBERS, help="of what is not quantised, keys and values among it")
+    add("--kv-cache-dtype", choices=CACHES, help="fp8: keys and values take one byte each")
     add("--max-model-len", type=_count, help="the context wanted")
     add("--max-num-seqs", type=_count, help="requests in a step at most; 64 unless told")
     add("--length", type=_count, action="append", help="tokens of a request, for concurrency")
@@ -123,7 +125,7 @@ def _configured(path: Path) -> dict[str, Any]:
     }
     same = (
         *("tensor_parallel_size", "max_model_len", "max_num_seqs", "block_size"),
-        *("gpu_memory_utilization", "kv_cache_gib", "num_kv_blocks"),
+        *("gpu_memory_utilization", "kv_cache_gib", "kv_cache_dtype", "num_kv_blocks"),
     )
     return _told(settings | {name: getattr(engine, name) for name in same})
 
@@ -164,10 +166,10 @@ def _precision(settings: dict[str, Any]) -> "Precision":
     from cluster.plan.memory import PRECISIONS
 
     precision = PRECISIONS[settings.get("dtype", "bf16")]
-    if "kv_dtype" not in settings:
-        return precision
-    wide = PRECISIONS[settings["kv_dtype"]].kv
-    return replace(precision, kv=wide, other=wide)
+    if "kv_dtype" in settings:
+        wide = PRECISIONS[settings["kv_dtype"]].kv
+        precision = replace(precision, kv=wide, other=wide)
+    return replace(precision, kv=1) if settings.get("kv_cache_dtype") == "fp8" else precision
 
 
 def _model(name: str) -> tuple[str, "ModelShape", int]:

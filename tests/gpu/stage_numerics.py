@@ -1,19 +1,25 @@
 """Every attention backend, and the model on the device, against the CPU in float32."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cluster.attention.backend import AttentionMetadata, RotaryTable, allocate_kv_layer
+from cluster.attention.backend import FP8, AttentionMetadata, RotaryTable
 from cluster.attention.cpu import TorchAttention
 from cluster.model.tp_group import TPGroup
 from tests.gpu.bench import Bench, chunk_inputs, decode_inputs
 from tests.gpu.random_model import TINY, RandomWorker
 
 HEADS = ((40, 8), (20, 4), (10, 2), (5, 1))
-BACKENDS = ("cpu", "triton", "flash_attn")
+BACKENDS: tuple[tuple[str, Literal["auto", "fp8"]], ...] = (
+    ("cpu", "auto"),
+    ("triton", "auto"),
+    ("triton", "fp8"),
+    ("flash_attn", "auto"),
+)
+"""With how they keep keys and values."""
 BROKEN = "broken: "
 TOLERANCE = 0.03
 """Of the largest value: bfloat16 has eight bits."""
@@ -23,9 +29,11 @@ TOLERANCE = 0.03
 def run(bench: Bench, told: dict[str, Any]) -> None:
     errors: dict[str, Any] = {}
     told["relative_errors"] = errors
-    for name in BACKENDS:
+    for name, kept in BACKENDS:
         for heads in bench.pick(HEADS, HEADS[-1:]):
-            errors[f"{name} {heads[0]}/{heads[1]}"] = _attempt(bench, name, heads)
+            case = f"{name} {heads[0]}/{heads[1]}{' fp8 cache' if kept == 'fp8' else ''}"
+            settings = {"attention_backend": name, "kv_cache_dtype": kept}
+            errors[case] = _attempt(bench, settings, heads)
             bench.save()
     errors["logits"] = _logits_error(bench)
     wrong = {case: error for case, error in errors.items() if _is_wrong(error)}
@@ -37,18 +45,18 @@ def _is_wrong(error: float | str) -> bool:
     return error.startswith(BROKEN) if isinstance(error, str) else not error <= TOLERANCE
 
 
-def _attempt(bench: Bench, name: str, heads: tuple[int, int]) -> float | str:
+def _attempt(bench: Bench, settings: dict[str, Any], heads: tuple[int, int]) -> float | str:
     """A backend that breaks does not keep the others from being looked at."""
     try:
-        return _attention_error(bench, name, heads)
+        return _attention_error(bench, settings, heads)
     except Exception as error:
         return f"{BROKEN}{type(error).__name__}: {error}"
 
 
-def _attention_error(bench: Bench, name: str, heads: tuple[int, int]) -> float | str:
+def _attention_error(bench: Bench, settings: dict[str, Any], heads: tuple[int, int]) -> float | str:
     """The largest of a decode step and two chunks; why there is none."""
     shape = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": 128}
-    config = bench.config("heads", TINY | shape, attention_backend=name, num_kv_blocks=40)
+    config = bench.config("heads", TINY | shape, num_kv_blocks=40, **settings)
     try:
         backend = RandomWorker(config, 0, TPGroup())._backend
     except (ValueError, RuntimeError, ImportError) as absent:
@@ -66,13 +74,20 @@ def _attention_error(bench: Bench, name: str, heads: tuple[int, int]) -> float |
         qkv = torch.randn((len(token_ids), sum(heads) + heads[1], 128), generator=noise)
         angles = torch.outer(torch.arange(1024.0), 1 / 1e4 ** (torch.arange(64) / 64))
         rotary = RotaryTable(angles.cos(), angles.sin())
-        kv_layer = allocate_kv_layer(40, 256, heads[1], 128, dtype, device).copy_(cache)
+        kept = FP8 if settings["kv_cache_dtype"] == "fp8" else dtype
+        cache = cache.to(kept)
+        kv_layer = cache.to(device, copy=True)
         there = RotaryTable(rotary.cos.to(device), rotary.sin.to(device))
         got = backend.plan(metadata).attend(kv_layer, qkv.to(device, dtype, copy=True), there)
         rounded = qkv.to(dtype).float()
-        want = oracle.plan(_on_cpu(metadata)).attend(cache.to(dtype).float(), rounded, rotary)
+        want = oracle.plan(_on_cpu(metadata)).attend(_wide(cache), rounded, rotary)
         worst = max(worst, _relative(got, want))
     return worst
+
+
+def _wide(cache: Tensor) -> Tensor:
+    """What float32 is to attend to: as it was rounded; what the step adds, e4m3 rounds again."""
+    return cache if cache.dtype is FP8 else cache.float()
 
 
 def _on_cpu(metadata: AttentionMetadata) -> AttentionMetadata:

@@ -121,6 +121,18 @@ def test_figures_that_cannot_be_are_refused() -> None:
 def test_keys_and_values_are_planned_in_the_formats_that_the_engine_keeps_them_in() -> None:
     assert planned("32b", "--kv-dtype", "fp32")["settings"]["kv_bytes_per_number"] == 4
     assert typed("32b", "--kv-dtype", "fp8").exit_code == 2
+    usual, narrow = planned("32b"), planned("32b", "--kv-cache-dtype", "fp8")
+    assert narrow["settings"]["kv_bytes_per_number"] == 1
+    assert narrow["kv_tokens"] == pytest.approx(2 * usual["kv_tokens"], abs=1)
+    assert narrow["per_rank"]["weight_bytes"] == usual["per_rank"]["weight_bytes"]
+
+
+def test_a_services_file_says_how_keys_and_values_are_kept(tmp_path: Path) -> None:
+    written = (ROOT / "configs/deepseek-r1-32b.yaml").read_text()
+    file = tmp_path / "service.yaml"
+    file.write_text(written.replace("engine:\n", "engine:\n  kv_cache_dtype: fp8\n"))
+    found = planned("--config", str(file), "--gpu", "H100-80")
+    assert found["kv_bytes_per_token"] == 131_072
 
 
 def test_help_names_every_option() -> None:

@@ -33,6 +33,21 @@ def load_lines(
 
 
 @triton.jit
+def nothing_folded(
+    BLOCK_M: tl.constexpr, HEAD_P2: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """(sums, top, total) before the first span."""
+    sums = tl.zeros([BLOCK_M, HEAD_P2], tl.float32)
+    return sums, tl.full([BLOCK_M], -float("inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)
+
+
+@triton.jit
+def averaged(sums: tl.tensor, total: tl.tensor) -> tl.tensor:
+    """What the spans come to; zeros for a query that has seen nothing."""
+    return sums / tl.where(total > 0.0, total, 1.0)[:, None]
+
+
+@triton.jit
 def slots_of(
     table: tl.tensor, first: tl.tensor, stop: tl.tensor, PAGE: tl.constexpr, BLOCK: tl.constexpr
 ) -> tl.tensor:

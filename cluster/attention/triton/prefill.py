@@ -12,7 +12,7 @@ that every query of a tile sees whole need no mask; the last ones do.
 import triton
 import triton.language as tl
 
-from cluster.attention.triton.fold import fold, load_lines
+from cluster.attention.triton.fold import averaged, fold, load_lines, nothing_folded
 
 
 @triton.jit
@@ -78,9 +78,7 @@ def prefill_kernel(
     whole = (lowest + 1) // BLOCK_N * BLOCK_N
     keys = kv_layer + kv_head * HEAD
     table = block_table + row.to(tl.int64) * table_stride
-    sums = tl.zeros([BLOCK_M, HEAD_P2], tl.float32)
-    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    sums, top, total = nothing_folded(BLOCK_M, HEAD_P2)
     sums, top, total = fold(
         sums, top, total, q, position, keys, keys + side_stride, table, 0, whole,
         num_kv_heads * HEAD, scale, HEAD, PAGE, BLOCK_N, False,
@@ -89,6 +87,5 @@ def prefill_kernel(
         sums, top, total, q, position, keys, keys + side_stride, table, whole, highest + 1,
         num_kv_heads * HEAD, scale, HEAD, PAGE, BLOCK_N, True,
     )  # fmt: skip
-    sums = sums / tl.where(total > 0.0, total, 1.0)[:, None]
-    done = sums.to(out.dtype.element_ty)
+    done = averaged(sums, total).to(out.dtype.element_ty)
     tl.store(out + place[:, None] + dim[None, :], done, mask=inside)

@@ -16,7 +16,7 @@ item write their output at once; the others leave partial sums.
 import triton
 import triton.language as tl
 
-from cluster.attention.triton.fold import fold, load_lines
+from cluster.attention.triton.fold import averaged, fold, load_lines, nothing_folded
 
 
 @triton.jit
@@ -86,16 +86,14 @@ def split_kernel(
         q, place, inside = load_lines(
             qkv, begin, num_queries, line, kv_head, num_kv_heads, GROUP, HEAD, HEAD_P2
         )
-        sums = tl.zeros([BLOCK_M, HEAD_P2], tl.float32)
-        top = tl.full([BLOCK_M], -float("inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
+        sums, top, total = nothing_folded(BLOCK_M, HEAD_P2)
         sums, top, total = fold(
             sums, top, total, q, length - num_queries + line // GROUP, keys, keys + side_stride,
             block_table + row.to(tl.int64) * table_stride,
             split * size, tl.minimum(split * size + size, length),
             num_kv_heads * HEAD, scale, HEAD, PAGE, BLOCK_N, True,
         )  # fmt: skip
-        sums = sums / tl.where(total > 0.0, total, 1.0)[:, None]
+        sums = averaged(sums, total)
         if num_splits == 1:
             done = sums.to(out.dtype.element_ty)
             tl.store(out + place[:, None] + dim[None, :], done, mask=inside)

@@ -39,6 +39,9 @@ def test_settings_become_a_plan_of_this_machine(tiny_checkpoint: Path, device: D
     assert plan.weight_bytes < plan.shape.num_params * 4
     _, blocks = planned(tiny_checkpoint, device, num_kv_blocks=10, block_size=16)
     assert blocks.kv_tokens == 160
+    _, narrow = planned(tiny_checkpoint, device, num_kv_blocks=10, kv_cache_dtype="fp8")
+    assert narrow.kv_tokens == 160
+    assert narrow.token_bytes * 4 == blocks.token_bytes
 
 
 def test_weights_beyond_the_device_are_refused_before_they_are_read(
