@@ -91,6 +91,25 @@ def status(config: ConfigFile = None, state_dir: StateDir = None, json: Json = F
     out.print(table)
 
 
+@app.command()
+@told_plainly()
+def admin(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8001,
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Serve the admin API alone, beside the tenants file: for ingresses that have none."""
+    import asyncio
+
+    from serve_app.admin_service import serve_admin
+    from serve_app.commands.source import Source
+
+    source = Source(config, state_dir)
+    out.print(f"The admin API is on http://{host}:{port}/admin/v1, the file is {source.path}")
+    asyncio.run(serve_admin(source.state, source.service_redis(), host, port))
+
+
 def main() -> None:
     """The console script. A plan is made without typer, whose conversions load pydantic."""
     if sys.argv[1:2] == ["plan"]:

@@ -19,6 +19,7 @@ from serve_app.answer_run import AnswerRun
 from serve_app.deltas import DeltaServer
 from serve_app.generation import Generation, ModelClient
 from serve_app.grammar_gate import GrammarGate
+from serve_app.key_check import KeyLookup, identified
 from serve_app.metrics import Metrics
 from serve_app.openai import errors
 from serve_app.openai.generation_fields import GenerationFields
@@ -133,6 +134,11 @@ class Desk:
         self.max_prompt_bytes = facts.max_model_len * longest
         """No prompt that fits the context is longer."""
 
+    @property
+    def lookup(self) -> KeyLookup:
+        """Who knows keys."""
+        return self._admission
+
     async def identify(self, authorization: str | None, scope: Scope | None = None) -> Identity:
         """Whose key an Authorization header holds. `scope`: what it must be good for.
 
@@ -140,15 +146,7 @@ class Desk:
             ApiError: 401; 403 where the key lacks the scope; 404 where it is for inference, but not
                 with this model; 503 when keys cannot be read.
         """
-        scheme, _, secret = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not secret or secret != secret.strip():
-            raise errors.invalid_api_key()
-        try:
-            identity = await self._admission.identify(secret, fresh=scope == "admin")
-        except Refusal as refusal:
-            raise api_error(refusal) from None
-        if scope is not None and scope not in identity.scopes:
-            raise errors.permission_denied(scope)
+        identity = await identified(self._admission, authorization, scope)
         if scope == "inference" and not identity.may_use(self.facts.id):
             raise errors.model_not_found()
         return identity

@@ -75,7 +75,7 @@ def create_app(
     app.include_router(_public(desk, view, replicas_alone))
     app.include_router(free_routes(desk, TokenService(desk, chat)))
     app.include_router(_text(desk, chat, Answering(desk, once)))
-    app.include_router(admin_routes(desk, keys))
+    app.include_router(admin_routes(desk.lookup, keys))
     app.include_router(usage_routes(desk, usage))
     return app
 

@@ -23,7 +23,7 @@ from serve_app.admin.bodies import (
     parse,
     wrong_value,
 )
-from serve_app.desk import Desk
+from serve_app.key_check import KeyLookup, identified
 from serve_app.openai import errors
 from serve_app.refusal_errors import api_error
 from serve_app.tenancy.admission import Identity
@@ -45,14 +45,14 @@ Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
-def admin_routes(desk: Desk, keys: KeyAdmin) -> APIRouter:
+def admin_routes(lookup: KeyLookup, keys: KeyAdmin) -> APIRouter:
     """All of them."""
 
-    async def identified(request: Request) -> Identity:
-        return await desk.identify(request.headers.get("authorization"), "admin")
+    async def owner(request: Request) -> Identity:
+        return await identified(lookup, request.headers.get("authorization"), "admin")
 
-    router = APIRouter(prefix="/admin/v1", dependencies=[Depends(identified)], tags=["Admin"])
-    caller = Depends(identified)
+    router = APIRouter(prefix="/admin/v1", dependencies=[Depends(owner)], tags=["Admin"])
+    caller = Depends(owner)
     _add_key_routes(router, keys, caller)
     _add_tenant_routes(router, keys, caller)
     _add_views(router, keys)

@@ -77,13 +77,18 @@ class Source:
         self.key(key_id)
         return self.change(work, peppered=peppered)
 
-    def ask(self, question: Callable[[Store], Awaitable[Result]]) -> Result:
-        """What a running service's Redis answers; ends the command when none runs. Raises
-        StoreUnavailable."""
-        url, pool = self.redis_url, self.state.admission.pool
+    def service_redis(self) -> str:
+        """The URL of a running service's Redis; ends the command when none runs."""
+        url = self.redis_url
         if url is None:
             where = self.state.state_dir
             fail(f"no service runs on {where}; start one, or give --state-dir or --config")
+        return url
+
+    def ask(self, question: Callable[[Store], Awaitable[Result]]) -> Result:
+        """What a running service's Redis answers; ends the command when none runs. Raises
+        StoreUnavailable."""
+        url, pool = self.service_redis(), self.state.admission.pool
 
         async def asked() -> Result:
             async with Store(url, pool, tells_outages=False) as store:

@@ -229,8 +229,9 @@ def tenants_file_unusable() -> ApiError:
     """Where and why is in the log: the file's path is nobody's business."""
     message = (
         "The tenants file of this ingress cannot be used, or is not the one that the service was "
-        "told by. Change keys where that file is, or give all ingresses the same one "
-        "(admission.tenants_file); the log says what is wrong with this one."
+        "told by. Change keys where that file is (`deeprequest admin` serves this API there), or "
+        "give all ingresses the same one (admission.tenants_file); the log says what is wrong with "
+        "this one."
     )
     return ApiError(409, message, code="tenants_file_unusable")
 

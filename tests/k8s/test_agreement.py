@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import ray
+import typer
 import yaml
 from ray.scripts.scripts import start
 from ray.serve import Deployment
 from ray.serve._private.build_app import build_app
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from serve_app import cli
 from serve_app.autoscaling import POLICY_PATH
 from serve_app.config import ServeConfig
 from tests.k8s.kustomize import load
@@ -330,3 +332,14 @@ def test_keys_are_made_under_the_pepper_that_the_service_uses(
     pepper = Path(config.admission.pepper_file or "")
     theirs = made["worker"].mounts()[str(pepper.parent)]["secret"]["secretName"]
     assert (mine, mounts[f"{state}/pepper"]["subPath"]) == (theirs, pepper.name)
+
+
+def test_the_admin_pod_serves_the_admin_api_to_itself_alone(objects: Objects) -> None:
+    program, word = pods(objects)["admin"].main["command"]
+    assert program == "deeprequest"
+    command: Any = typer.main.get_command(cli.app)
+    usual = {option.name: option.default for option in command.commands[word].params}
+    assert usual["host"] == "127.0.0.1"  # no policy opens it; who may forward ports reaches it
+    told = (ROOT / "k8s/README.md").read_text()
+    assert f"port-forward deploy/deeprequest-admin {usual['port']}" in told
+    assert f"localhost:{usual['port']}/admin/v1/keys" in told
