@@ -209,6 +209,18 @@ def print_table(pool: Pool) -> None:
         print(f"{name:34}{own:8.1f}{whole:9.1f}{grown:>14}")
 
 
+def print_levels(pool: Pool, bytes_each: float) -> None:
+    """What the design asks of a full queue (L4) and of many tenants (L5)."""
+    us = {name: statistics.median(times) for name, times in pool.per_call.items()}
+    grown = us["admit, queued+"] / us["admit, queued"] - 1
+    many = us["settle and grant, 5,000 tenants"] - us["settle"]
+    print(
+        f"L4  {WAITING:,} wait: {bytes_each * WAITING / 2**20:.1f} MB of Redis (aim: 32), ADMIT "
+        f"takes {grown:+.0%} (aim: +30%)\n"
+        f"L5  {TENANTS:,} tenants with {KEYS_EACH} keys: a grant takes {many:.0f} us (aim: 20)"
+    )
+
+
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[tuple[RedisServer, Pool]]:
     """A redis-server with the scripts in it, on the last core; this process takes the others."""
@@ -234,6 +246,7 @@ def main() -> None:
         measure_many_tenants(pool)
         print_table(pool)
         print(f"memory: {bytes_each:,.0f} bytes for each of {WAITING:,} that wait")
+        print_levels(pool, bytes_each)
 
 
 def test_admission() -> None:

@@ -5,6 +5,7 @@ One ingress and a real redis-server share this machine with the clients; the eng
     L1  50 requests/s of five tenants, room for all          added latency
     L2  200/s on room for 60                                 goodput, how true predicted waits are
     L3  600/s on room for 60, then 30/s                      goodput, how soon the queue is empty
+    L4, L5  a full queue, many tenants: bench_admission.py
     L6  one polite tenant beside one that asks 100 x as much     the polite one's waits
     L7  outputs of 32,768 tokens beside outputs of 100       KV cache in use, preemptions
 
