@@ -174,6 +174,7 @@ def _admission_settings(config: ServeConfig, version: int) -> AdmissionSettings:
     return AdmissionSettings(
         max_queued=admission.max_queued,
         queue_timeout_s=admission.queue_timeout_s,
+        kv_reserve=(admission.kv_reserve_least, admission.kv_reserve_most),
         classes=admission.classes,
         rules_version=version,
         model=config.model.id,

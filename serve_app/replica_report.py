@@ -81,13 +81,16 @@ class ReplicaReport:
         """One heartbeat. Raises StoreUnavailable."""
         stats, now = self._stats(), time.monotonic()
         self._rate.update(stats, now)
+        kv_total, kv_free = stats.kv_total_blocks, stats.kv_free_blocks
         load = ReplicaLoad(
-            kv_total=stats.kv_total_blocks * stats.block_size,
-            kv_free=stats.kv_free_blocks * stats.block_size,
+            kv_total=kv_total * stats.block_size,
+            kv_free=kv_free * stats.block_size,
+            kv_planned=(kv_total - kv_free) * stats.block_size + stats.waiting_tokens,
             max_running=self._max_running,
             running=stats.running,
             waiting=stats.waiting,
             block_size=max(1, stats.block_size),
+            preemptions=stats.preemptions,
         )
         await self._reporter.report(load, self.state, self._info())
         if now - self._totals_at >= _TOTALS_PERIOD_S:

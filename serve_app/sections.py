@@ -153,7 +153,20 @@ class AdmissionSection(Section):
     max_queued: int = Field(1024, ge=0)
     """Waiters in all; no tenant may have more than four fifths of them."""
     queue_timeout_s: float = Field(60.0, gt=0)
+    kv_reserve_least: float = Field(0.4, gt=0, le=10)
+    """KV cache reserved for a token of expected output: falls to this while requests wait beside
+    idle cache ..."""
+    kv_reserve_most: float = Field(2.0, gt=0, le=10)
+    """... and rises to this when engines have to preempt. The same twice keeps it as it is."""
     classes: ClassesSection = ClassesSection()
+
+    @model_validator(mode="after")
+    def _reserves_are_in_order(self) -> "AdmissionSection":
+        if self.kv_reserve_least > self.kv_reserve_most:
+            raise ValueError(
+                "admission.kv_reserve_least must not be above admission.kv_reserve_most"
+            )
+        return self
 
 
 class LedgerSection(Section):

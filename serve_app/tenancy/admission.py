@@ -69,6 +69,8 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True):
     classes: ClassesSection = ClassesSection()
     rules_version: int = 0
     """Of the configuration that says so: Redis keeps the rules of the newest."""
+    kv_reserve: tuple[float, float] = (0.4, 2.0)
+    """Least and most KV cache reserved for a token of expected output."""
     cold_start_s: float = 20.0
     """Longest wait where no replica is ready; 0 refuses at once."""
     longest_run_s: float = 3600.0
@@ -259,7 +261,7 @@ class AdmissionQueue:
             log.error("key_file_unreadable", error=str(error))  # the last good one serves on
         self._stamp = stamp
         limits = self.settings
-        rules = (limits.classes, limits.queue_timeout_s, limits.rules_version)
+        rules = (limits.classes, limits.queue_timeout_s, limits.kv_reserve, limits.rules_version)
         await publish_rules(self._store, *rules)
         return (await publish(self._store, self._book)).epoch
 

@@ -22,10 +22,13 @@ class ReplicaLoad(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int
     """Requests it wants at a time; somewhat more than it computes at once keeps it busy."""
     kv_planned: int | None = None
-    """What the requests it runs will need in the end; None: what they use now."""
+    """What its requests use now, and what those that it preempted or has not begun will; None: the
+    former."""
     running: int = 0
     waiting: int = 0
     block_size: int = 1
+    preemptions: int = 0
+    """Requests it had to preempt since it lives."""
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +55,8 @@ class PoolTotals(msgspec.Struct, frozen=True, kw_only=True):
     committed: int
     """KV tokens promised to running requests."""
     kv_total: int
+    kv_reserve: float
+    """KV tokens reserved for a token of expected output."""
     admitted: int
     settled: int
     cancelled: int
@@ -91,6 +96,7 @@ class CapacityReporter:
             load.waiting,
             load.max_running,
             load.block_size,
+            load.preemptions,
             self._incarnation,
             msgspec.json.encode(info or {}).decode(),
         )
@@ -99,7 +105,7 @@ class CapacityReporter:
     async def leave(self) -> None:
         """The replica is gone at once, instead of after `ttl_s`. Raises StoreUnavailable."""
         await self._store.run(
-            "cap", self._id, 0, "stopped", 0, 0, 0, 0, 0, 0, 1, self._incarnation, "{}"
+            "cap", self._id, 0, "stopped", 0, 0, 0, 0, 0, 0, 1, 0, self._incarnation, "{}"
         )
 
 
@@ -116,6 +122,7 @@ async def pool_view(store: Store) -> tuple[PoolTotals, list[ReplicaRecord]]:
             running=pool["running"],
             committed=pool["committed"],
             kv_total=pool["ktot"],
+            kv_reserve=pool["q"] / 100,
             admitted=pool["nadm"],
             settled=pool["nset"],
             cancelled=pool["ncan"],
@@ -150,6 +157,7 @@ def _record(replica_id: str, flat: list[str]) -> ReplicaRecord:
             running=int(fields["running"]),
             waiting=int(fields["waiting"]),
             block_size=int(fields["block"]),
+            preemptions=int(fields["preempted"]),
         ),
         info=msgspec.json.decode(fields["info"]),
     )

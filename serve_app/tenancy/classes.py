@@ -1,7 +1,7 @@
 """Classes of service: who goes first, and how that is told to the scripts.
 
-Owns the form of the key `rules`. Which class a request runs in
-and whose turn it is, scripts/classes.lua decides.
+Owns the form of the key `rules`, which has the bounds of over-commitment in it too. Which class a
+request runs in and whose turn it is, scripts/classes.lua decides.
 """
 
 import msgspec
@@ -22,11 +22,17 @@ def longest_wait_s(classes: ClassesSection, queue_timeout_s: float) -> float:
 
 
 async def publish_rules(
-    store: Store, classes: ClassesSection, queue_timeout_s: float, version: int
+    store: Store,
+    classes: ClassesSection,
+    queue_timeout_s: float,
+    kv_reserve: tuple[float, float],
+    version: int,
 ) -> None:
-    """Tells the scripts what is so in each class, unless they were told by a newer version of the
-    configuration. Raises StoreUnavailable."""
+    """Tells the scripts what is so in each class, and the least and most KV cache to reserve for a
+    token of expected output, unless they were told by a newer version of the configuration. Raises
+    StoreUnavailable."""
     rules = [_rule(classes, name, queue_timeout_s) for name in CLASSES]
+    rules.append([round(share * 100) for share in kv_reserve])
     running = await store.run("rules", version, msgspec.json.encode(rules).decode())
     if running > version:
         log.warning("rules_are_older", version=version, running_version=running)

@@ -66,7 +66,7 @@ class Pool:
 
     def offer(self, slots: int) -> None:
         """What the replica has."""
-        truth = (ROOM, ROOM, 0, 0, 0, slots, 16, "inc", "{}")
+        truth = (ROOM, ROOM, 0, 0, 0, slots, 16, 0, "inc", "{}")
         self.send("cap", [("replica-1", PLENTY * 1000, "ready", *truth)])
 
     def teach(self) -> None:

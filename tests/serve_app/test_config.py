@@ -182,3 +182,9 @@ def test_classes_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         ServeConfig.load(written(tmp_path, f"{MINIMAL}admission: {{classes: {classes}}}\n"))
+
+
+def test_reserves_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    text = MINIMAL + "admission: {kv_reserve_least: 3}\n"
+    with pytest.raises(ConfigError, match="kv_reserve_least must not be above"):
+        ServeConfig.load(written(tmp_path, text))

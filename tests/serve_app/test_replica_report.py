@@ -13,7 +13,15 @@ from serve_app.tenancy.capacity import ReplicaRecord, replicas
 from serve_app.tenancy.redis_server import RedisServer
 from serve_app.tenancy.store import Store
 
-STATS = EngineStats(running=2, waiting=1, kv_total_blocks=100, kv_free_blocks=75, block_size=16)
+STATS = EngineStats(
+    running=2,
+    waiting=1,
+    waiting_tokens=30,
+    kv_total_blocks=100,
+    kv_free_blocks=75,
+    block_size=16,
+    preemptions=3,
+)
 
 
 def report_of(store: Store) -> ReplicaReport:
@@ -36,6 +44,7 @@ def test_a_heartbeat_tells_blocks_requests_state_and_ranks(tmp_path: Path) -> No
                 (record,) = await seen(store)
                 assert (record.state, record.load.running) == ("ready", 2)
                 assert (record.load.kv_total, record.load.kv_free) == (1600, 1200)
+                assert (record.load.kv_planned, record.load.preemptions) == (430, 3)
                 assert record.info["ranks"] == [{"pid": 7}]
                 await report.leave()
                 assert await seen(store) == []

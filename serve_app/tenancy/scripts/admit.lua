@@ -139,21 +139,23 @@ local function admit()
   end
   local tenant = load(P .. 'ten:' .. key.ten)
   local scopes = {read_scope('k', key.id, key), read_scope('t', key.ten, tenant)}
-  local output = expected_output(scopes[1], scopes[2], most)
+  local mean, own = mean_output(scopes[1].m, scopes[2].m)
+  local output = reserved_output(mean, USUAL, most)
   local cost = {1, prompt + output, prompt, output}
   local money, currency = cost_of(price, prompt, 0, output)
   local reply = refused_budget(scopes, {tokens = cost[2], money = money, currency = currency})
     or refused_limit(scopes, cost)
   if reply then return reply end
   local r = {
-    state = 'q', digest = digest, key = key.id, tenant = key.ten, input = prompt,
+    state = 'q', digest = digest, key = key.id, tenant = key.ten, input = prompt, most = most,
     weight = math.max(1, tenant.weight), rank = class_of(asked, key, tenant), output = output,
-    kv = kv_need(prompt + output), ingress = ingress, replica = '', fence = 0, enq = now, beg = 0,
+    kv = 0, ingress = ingress, replica = '', fence = 0, enq = now, beg = 0,
     vc = 0, mx = longest, day = TODAY, model = model, price = price, mark = mark,
   }
+  r.kv = kv_wanted(r, mean, own)
   local strayed = false
   if may_start(r) then
-    start(rid, r, lifted(r.rank, r.tenant))
+    start(rid, r, lifted(r.rank, r.tenant), output)
     reply = {'run', r.fence, r.replica}
   else
     local patience, eta

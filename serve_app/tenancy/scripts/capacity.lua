@@ -100,6 +100,37 @@ local function kv_need(tokens)
   return need
 end
 
+-- Over-commitment: `pool.q` percent of the expected output are reserved. It falls while requests wait
+-- beside idle KV, and rises when engines had to preempt. A step down takes a part of the time that a KV
+-- token is in use, for what the last one let in must grow before its need is seen; and, once anybody
+-- was preempted, CALM requests that end after the last step: so about one in CALM is.
+local IDLE, FIRST, STEP_DOWN, PAUSE, CALM = 15, 100, 3, 1000000, 60
+local function reserve() return pool.q > 0 and pool.q or FIRST end
+
+local function adapt(preempted, least, most)
+  local q, since = reserve(), now - pool.qat
+  local free = pool.kbrake + pool.ktot - pool.kmost
+  local idle = pool.waiting > 0 and pool.running < pool.maxrun and free * 100 > IDLE * pool.ktot
+  local lifetime = pool.ewk > 0 and pool.eww / pool.ewk * 1000 or 0
+  local calm = pool.qset == 0 or pool.nset - pool.qset >= CALM
+  if preempted > 0 and since >= PAUSE then
+    q, pool.qat, pool.qset = divide_up(q * 21, 20), now, math.max(1, pool.nset)
+  elseif idle and calm and since >= math.max(2 * PAUSE, lifetime / 32) then
+    q, pool.qat = q - STEP_DOWN, now
+    if pool.qset > 0 then pool.qset = pool.nset end
+  end
+  pool.q = math.max(least, math.min(most, q))
+end
+
+-- KV tokens to reserve for a request, of which `mean` output (x 256) is expected, or nil; `own`: its
+-- key or tenant is known for it. Strangers may be unlike all others: what they may produce is reserved,
+-- up to a sixteenth of all.
+local function kv_wanted(r, mean, own)
+  local output = reserved_output(mean, reserve(), r.most)
+  if not own then output = math.max(output, math.min(r.most, divide_down(pool.ktot, 16))) end
+  return kv_need(r.input + output)
+end
+
 -- Milliseconds in which what runs makes room for `count` requests with `kv` tokens of need, by Little's
 -- law and the mean times of finished requests; -1 while nothing is known.
 local function time_of(kv, count)

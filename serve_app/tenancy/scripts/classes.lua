@@ -5,11 +5,13 @@
 --    ceiling   percent of KV cache and slots beyond which nothing of it starts,
 --    age       microseconds without a turn after which the next turn is its own (0: never),
 --    patience  longest wait in microseconds]
--- Without that key all there is is rank.
+-- and, fifth, between how many percent of a request's expected output its KV reservation moves: [least,
+-- most]. Without that key all there is is rank.
 
 local CLASSES = {'system', 'interactive', 'default', 'batch'}
 local RANK = {system = 1, interactive = 2, default = 3, batch = 4}
 local NO_RULE, ALL = {0, 100, 0, 2 ^ 52}, 100
+local RESERVE = {40, 200}
 
 local RULES
 local function rule_of(class)
@@ -19,6 +21,7 @@ local function rule_of(class)
   end
   return RULES[class]
 end
+local function reserve_rule() return rule_of(5) or RESERVE end
 
 -- The class a request runs in: what it asks for, `default` where it does not say, but never above
 -- the ceilings of its key and tenant, `interactive` where they have none.

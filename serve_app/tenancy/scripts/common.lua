@@ -34,6 +34,8 @@ local function save(key, record) call('SET', key, cmsgpack.pack(record)) end
 -- w1..4 n1..4 k1..4 v1..4 s1..4 h1..4  the same and more by class (classes.lua)
 -- ready ktot kmost kbrake kref maxrun maxneed block  what the ready replicas offer together
 -- ew ewn ewd                      means of output length, their count, of service time (x 256)
+-- q qat qset                      percent of expected output that is reserved, last change of it, requests
+--                                 settled then; 0 while nobody was preempted (capacity.lua)
 -- eww ewk                         KV x ms and KV of finished requests, fading
 -- cold emptyat                    cold start in microseconds; since when no replica is ready
 -- due                             before then no lease and no replica's heartbeat can be over
@@ -46,8 +48,9 @@ local pool = load(KEYS[1])
 local function save_pool() save(KEYS[1], pool) end
 
 -- A request's record: state (q waiting, r running), digest key tenant weight rank ingress, input
--- output kv (what is reserved), enq beg mx (arrival, start, longest run), day (that budgets count it
--- in), model, price (scripts/price.lua), mark (promise.lua), replica fence vc (charged time).
+-- output (reserved of limits), most (it may produce), kv (KV tokens reserved), enq beg mx (arrival,
+-- start, longest run), day (that budgets count it in), model, price (scripts/price.lua),
+-- mark (promise.lua), replica fence vc (charged time).
 local function read_request(rid)
   local packed = call('GET', P .. 'req:' .. rid)
   return packed and cmsgpack.unpack(packed)

@@ -61,6 +61,12 @@ local function know_due()
   end
 end
 
+-- KV and output that a waiter would reserve if it came now: lengths have been learned meanwhile.
+local function wanted_now(r)
+  local mean, own = mean_output(load(P .. 'mt:k:' .. r.key), load(P .. 'mt:t:' .. r.tenant))
+  return kv_wanted(r, mean, own), reserved_output(mean, USUAL, r.most)
+end
+
 local function grant()
   for _ = 1, 64 do
     if pool.waiting == 0 or pool.running >= pool.maxrun then return end
@@ -75,12 +81,12 @@ local function grant()
     elseif not lease_holds(r.ingress) then
       release(rid, r, 'lost', UNUSED)
     else
-      local kv = math.min(r.kv, pool.maxneed)
+      local kv, output = wanted_now(r)
       if not fits(kv, ceiling) then return end
       unqueue(rid, r)
       pool[TURN[class]] = now
       r.kv = kv
-      start(rid, r, time)
+      start(rid, r, time, output)
       write_request(rid, r)
       tell(r.ingress, 'g', rid, r.fence, r.replica)
     end

@@ -101,15 +101,19 @@ local function learn(mean, count, sample)
   return mean + math.floor((sample * 256 - mean) / math.min(count + 1, EW_SPAN))
 end
 
--- Output tokens to reserve: one and a half times what the key (else its tenant, else the pool)
--- used to produce; the whole max_tokens while nothing is known.
-local function expected_output(key, tenant, most)
-  local mean
-  if key.m.ewn >= EW_LEAST then mean = key.m.ew
-  elseif tenant.m.ewn >= EW_LEAST then mean = tenant.m.ew
-  elseif pool.ewn >= EW_LEAST then mean = pool.ew end
+-- What a key (else its tenant, else the pool) used to produce, of their meter records, and whether it
+-- was them; nil while nothing is known.
+local function mean_output(key, tenant)
+  if key.ewn >= EW_LEAST then return key.ew, true end
+  if tenant.ewn >= EW_LEAST then return tenant.ew, true end
+  if pool.ewn >= EW_LEAST then return pool.ew, false end
+end
+
+-- Output tokens to reserve, so many percent of that mean; the whole max_tokens while there is none.
+local USUAL = 150
+local function reserved_output(mean, percent, most)
   if not mean then return most end
-  return math.min(most, math.max(1, math.ceil(mean * 3 / 512)))
+  return math.min(most, math.max(1, math.ceil(mean * percent / 25600)))
 end
 
 -- One finished request into the means of a record (a meter's or the pool's).

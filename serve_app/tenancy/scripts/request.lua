@@ -11,11 +11,12 @@ local function hold(rid, r, scopes)
   call('SADD', P .. 'in:' .. r.ingress, rid)
 end
 
--- Makes `r` run at virtual time `time`: capacity, longest end, a replica (a hint: most room).
-local function start(rid, r, time)
+-- Makes `r` run at virtual time `time`: capacity, longest end, a replica (a hint: most room). Charged
+-- is the `output` expected now.
+local function start(rid, r, time, output)
   local clock, held = CLOCK[r.rank], HELD[r.rank]
   pool[clock] = math.max(pool[clock], time)
-  r.vc = fair_cost(r.input, 0, r.output, r.weight)
+  r.vc = fair_cost(r.input, 0, output, r.weight)
   set_time(r.rank, r.tenant, time + r.vc)
   pool.fence = pool.fence + 1
   pool.running = pool.running + 1

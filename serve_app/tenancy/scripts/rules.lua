@@ -4,10 +4,11 @@
 -- in force. It is kept as the list's last element.
 
 local version = tonumber(ARGV[2])
-local held = call('GET', P .. 'rules')
-local running = held and num(cmsgpack.unpack(held)[5]) or 0
+local packed = call('GET', P .. 'rules')
+local held = packed and cmsgpack.unpack(packed) or {}
+local running = num(held[#held])
 if version < running then return running end
 local rules = cjson.decode(ARGV[3])
-rules[5] = version
+rules[#rules + 1] = version
 call('SET', P .. 'rules', cmsgpack.pack(rules))
 return version

@@ -2,7 +2,7 @@
 
 Their numbers are those of the design: I1 no over-admission, I2 conservation, I4 rates, I6 order, I7
 no idle capacity, I12 remaining figures. Equality with the scripts and what must hold at the end
-(I3, I5) is the machine's own; fairness and waiting (I8, I9) have tests of their own.
+(I3, I5) is the machine's own; fairness and waiting (I8, I9) are test_fairness_bounds.py's.
 """
 
 from collections import defaultdict
@@ -91,7 +91,8 @@ class Invariants:
             active = oracle.active(rank)
             first = min((time, tenant) for tenant, time in active.items())[1]
             r = oracle.requests[oracle.queues[rank, first][0]]
-            assert not oracle.fits(min(r.kv, oracle.pool["maxneed"]), ceiling), "I7"
+            need = oracle.kv_wanted(r.digest, r.input, r.most)
+            assert not oracle.fits(need, ceiling), "I7"
 
     def _concurrencies(self) -> list[tuple[str, int]]:
         oracle = self._oracle

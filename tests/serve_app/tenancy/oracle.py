@@ -7,7 +7,7 @@ figures are those of the pool's record so that the two can be compared.
 import dataclasses
 import datetime
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -68,6 +68,7 @@ class Request:
     ingress: str
     enq: int
     mx: int
+    most: int
     weight: int
     rank: int
     day: int = 0
@@ -89,6 +90,7 @@ class Replica:
     total: int
     free: int
     slots: int
+    preempted: int
     room: int | None = None
 
 
@@ -103,6 +105,7 @@ class Oracle:
         self.requests: dict[str, Request] = {}
         self.promises = Promises()
         self.rules = {rank: Rule() for rank in RANKS}
+        self.reserve = (40, 200)
         self.queues: dict[tuple[int, str], list[str]] = defaultdict(list)
         self.vth: dict[tuple[int, str], int] = {}
         self.weights: dict[tuple[int, str], int] = {}
@@ -110,7 +113,7 @@ class Oracle:
         self.turned = dict.fromkeys(RANKS, 0)
         self.leases: dict[str, int] = {}
         self.replicas: dict[str, Replica] = {}
-        self.granted: list[tuple[int, int]] = []  # (quarter, kv)
+        self.granted: Counter[int] = Counter()  # quarter -> kv
         self.told: dict[str, list[str]] = defaultdict(list)
         self.ledger: list[tuple[str, str, int, int, int]] = []
 
@@ -227,16 +230,30 @@ class Oracle:
                 longest = ["limit", which, kind, wait]
         return longest and longest + self.figures(digest)
 
-    def expected_output(self, digest: str, most: int) -> int:
-        for record in (*(m for _, _, m in self.scopes(digest)), self.pool):
+    def expected_output(self, digest: str, most: int, percent: int = 150) -> int:
+        for record in (*self.own_meters(digest), self.pool):
             if record["ewn"] >= 8:
-                return min(most, max(1, math.ceil(record["ew"] * 3 / 512)))
+                return min(most, max(1, math.ceil(record["ew"] * percent / 25600)))
         return most
+
+    def own_meters(self, digest: str) -> list[dict[str, int]]:
+        config = self.keys[digest]
+        return [self.meters[f"k:{config.id}"], self.meters[f"t:{config.tenant}"]]
+
+    def kv_need(self, tokens: int) -> int:
+        return min(tokens, self.pool["maxneed"] or tokens)
+
+    def kv_wanted(self, digest: str, prompt: int, most: int) -> int:
+        percent = self.pool["q"] or 100
+        output = self.expected_output(digest, most, percent)
+        if all(meter["ewn"] < 8 for meter in self.own_meters(digest)):
+            output = max(output, min(most, self.pool["ktot"] // 16))
+        return self.kv_need(prompt + output)
 
     # ---- capacity ----
 
     def recent(self) -> int:
-        return sum(kv for quarter, kv in self.granted if self.now // QUARTER - quarter < 4)
+        return sum(kv for quarter, kv in self.granted.items() if self.now // QUARTER - quarter < 4)
 
     def usable(self, ceiling: int = ALL) -> int:
         """A class that may fill 80 % leaves 20 % alone; beyond the 8 % that nobody may touch the
@@ -268,6 +285,22 @@ class Oracle:
             took = self.now - p["emptyat"]
             p["cold"] = (p["cold"] * 3 + took) // 4 if p["cold"] else took
             p["emptyat"] = 0
+
+    def adapt(self, preempted: int) -> None:
+        """The share of expected outputs that is reserved, in percent."""
+        p = self.pool
+        reserved, since = p["q"] or 100, self.now - p["qat"]
+        idle = p["waiting"] and p["running"] < p["maxrun"] and p["kref"] * 100 > 15 * p["ktot"]
+        lifetime = p["eww"] / p["ewk"] * 1000 if p["ewk"] else 0
+        calm = not p["qset"] or p["nset"] - p["qset"] >= 60
+        if preempted > 0 and since >= 1_000_000:
+            reserved = -(-reserved * 21 // 20)
+            p["qat"], p["qset"] = self.now, max(1, p["nset"])
+        elif idle and calm and since >= max(2_000_000, lifetime / 32):
+            reserved, p["qat"] = reserved - 3, self.now
+            p["qset"] = p["qset"] and p["nset"]
+        least, most = self.reserve
+        p["q"] = max(least, min(most, reserved))
 
     def drop_silent(self) -> bool:
         silent = [name for name, r in self.replicas.items() if r.until <= self.now]
@@ -347,15 +380,15 @@ class Oracle:
     def cost(r: Request, cached: int, counts: tuple[int, int]) -> int:
         return (10 * (counts[0] - cached) + cached + 40 * counts[1]) // r.weight
 
-    def start(self, rid: str, r: Request, time: int) -> None:
+    def start(self, rid: str, r: Request, time: int, output: int) -> None:
         p = self.pool
         self.clock[r.rank] = max(self.clock[r.rank], time)
-        r.vc = self.cost(r, 0, (r.input, r.output))
+        r.vc = self.cost(r, 0, (r.input, output))
         self.vth[r.rank, r.tenant] = time + r.vc
         p["fence"] += 1
         p["running"] += 1
         p["committed"] += r.kv
-        self.granted.append((self.now // QUARTER, r.kv))
+        self.granted[self.now // QUARTER] += r.kv
         r.state, r.fence, r.beg = "r", p["fence"], self.now
         rooms = [(x.room, name) for name, x in self.replicas.items() if x.room is not None]
         if rooms:
@@ -417,8 +450,8 @@ class Oracle:
         p["running"] -= 1
         p["committed"] -= r.kv
         p["nset"] += 1
-        if (r.beg // QUARTER, r.kv) in self.granted:
-            self.granted.remove((r.beg // QUARTER, r.kv))
+        began = r.beg // QUARTER
+        self.granted[began] = max(0, self.granted[began] - r.kv)
         replica = self.replicas.get(r.replica)
         if replica is not None and replica.room is not None:
             replica.room += r.kv
@@ -481,13 +514,13 @@ class Oracle:
             elif self.leases.get(r.ingress, 0) <= self.now:
                 self.release(rid, "lost", (0, 0, 0))
             else:
-                kv = min(r.kv, p["maxneed"])
+                kv = self.kv_wanted(r.digest, r.input, r.most)
                 if not self.fits(kv, ceiling):
                     return
                 self.unqueue(rid, r)
                 self.turned[rank] = self.now
                 r.kv = kv
-                self.start(rid, r, time)
+                self.start(rid, r, time, self.expected_output(r.digest, r.most))
                 self.told[r.ingress].append(f"g {rid} {r.fence} {r.replica}")
 
     # ---- the scripts ----
@@ -540,9 +573,7 @@ class Oracle:
         refusal = refusal or self.over_limit(digest, cost)
         if refusal:
             return refusal, swept
-        kv = prompt + output
-        if self.pool["maxneed"]:
-            kv = min(kv, self.pool["maxneed"])
+        kv = self.kv_wanted(digest, prompt, most)
         weight = self.tenants.get(key.tenant, Config()).weight
         r = Request(
             digest,
@@ -554,6 +585,7 @@ class Oracle:
             ingress,
             self.now,
             longest,
+            most,
             weight,
             self.rank_of(asked, key),
             self.today(),
@@ -563,7 +595,7 @@ class Oracle:
         )
         p, strayed = self.pool, False
         if self.may_start(r):
-            self.start(rid, r, self.lift(r.rank, r.tenant))
+            self.start(rid, r, self.lift(r.rank, r.tenant), output)
             head: list[Any] = ["run", r.fence, r.replica]
         else:
             patience, eta, strayed = self.place(r, (wait, cold, bound), sending)
@@ -654,17 +686,33 @@ class Oracle:
         self.grant()
         return 1
 
-    def cap(self, name: str, state: str, numbers: tuple[int, int, int, int]) -> None:
-        ttl, total, free, slots = numbers
+    def see(self, rid: str, output: int) -> None:
+        self.seen[rid] = output
+        r = self.requests[rid]
+        need = self.kv_need(r.input + output + output // 8)
+        if r.input + output > r.kv and need > r.kv:
+            replica = self.replicas.get(r.replica)
+            if replica is not None and replica.room is not None:
+                replica.room -= need - r.kv
+            self.pool["committed"] += need - r.kv
+            r.kv = need
+
+    def cap(self, name: str, state: str, numbers: tuple[int, int, int, int, int]) -> None:
+        ttl, total, free, slots, preempted = numbers
+        more = 0
         if state == "stopped":
             self.replicas.pop(name, None)
         else:
             held = self.replicas.get(name)
+            more = preempted - held.preempted if held else 0
             room = held.room if held else None
             room = (total if room is None else room) if state == "ready" else None
-            self.replicas[name] = Replica(self.now + ttl, state, total, free, slots, room)
+            self.replicas[name] = Replica(
+                self.now + ttl, state, total, free, slots, preempted, room
+            )
         self.drop_silent()
         self.recount()
+        self.adapt(more)
         self.grant()
 
     def tick(self) -> None:

@@ -2,7 +2,7 @@
 
 Time is simulated: it is told to the scripts, and minutes take seconds. The engine gives every
 running request the same pace, holds KV for what they have so far and preempts the youngest when it
-has none left, as the real one does.
+has none left, as the real one does: that one goes on where it was when there is room for it again.
 """
 
 import dataclasses
@@ -67,6 +67,9 @@ class Request:
     told_us: int = 0
     eta_us: int = -1
     began: int = 0
+    """When it began, or went on."""
+    made: int = 0
+    """Output before that."""
 
 
 class Simulation:
@@ -92,10 +95,15 @@ class Simulation:
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._waiting: dict[str, Request] = {}
         self._running: dict[str, Request] = {}
+        self._preempted: dict[str, Request] = {}
+        self._preempted_at: list[int] = []
+        self.finished = 0
         self.now = SECOND
         self._counted_from = 0
         self.busy: list[float] = []
         """Share of the slots that were taken, four times a second."""
+        self.fill: list[float] = []
+        """Share of the KV cache that was."""
         client.flushall()
         self._shas = {
             name: client.script_load(alter(script.text)) for name, script in scripts().items()
@@ -111,6 +119,7 @@ class Simulation:
         not count."""
         self._counted_from = self.now + round(warm_up_s * SECOND)
         self._report()
+        self._tell_output()
         for tenant in self._tenants.values():
             for _ in range(tenant.backlog):
                 self._send(self._new(tenant))
@@ -122,6 +131,9 @@ class Simulation:
         while self._events[0][0] <= end:
             self.now, _, event = heapq.heappop(self._events)
             event()
+
+    def preemptions(self) -> int:
+        return sum(moment >= self._counted_from for moment in self._preempted_at)
 
     # ---- clients ----
 
@@ -177,48 +189,81 @@ class Simulation:
     # ---- the engine ----
 
     def _start(self, rid: str) -> None:
-        request = self._running[rid] = self._waiting.pop(rid)
-        tenant, request.began = request.tenant, self.now
+        request = self._waiting.pop(rid)
+        tenant = request.tenant
         if request.sent >= self._counted_from:
             tenant.waits_us.append(self.now - request.sent)
             tenant.etas_us.append(request.eta_us)
         self._came_back(request, let_in=True)
-        self._after(request.output * self._token_us, lambda: self._end(rid, request.began))
+        self._go_on(rid, request)
         if tenant.backlog:
             self._after(0, lambda: self._send(self._new(tenant)))
+
+    def _go_on(self, rid: str, request: Request) -> None:
+        request.began = began = self.now
+        self._running[rid] = request
+        left = request.output - request.made
+        self._after(left * self._token_us, lambda: self._end(rid, began))
 
     def _end(self, rid: str, began: int) -> None:
         request = self._running.get(rid)
         if request is None or request.began != began:
             return  # it was preempted in between
         del self._running[rid]
+        self.finished += self.now >= self._counted_from
         request.tenant.cost += request.prompt + 4 * request.output
         if request.tenant.people:
             self._think(request.tenant)
         self._script("settle", rid, "ok", request.prompt, 0, request.output, 0)
         self._read_news()
 
-    def _used(self, request: Request) -> int:
-        made = (self.now - request.began) // self._token_us
-        return request.prompt + min(request.output, made)
+    def _made(self, request: Request) -> int:
+        made = request.made + (self.now - request.began) // self._token_us
+        return min(request.output, made)
 
-    def _report(self) -> None:
-        if self.now >= self._counted_from:
-            self.busy.append(len(self._running) / self._slots)
+    def _used(self, request: Request) -> int:
+        return request.prompt + self._made(request)
+
+    def _make_room(self) -> int:
+        """KV tokens in use, when some were preempted or went on."""
         used = sum(map(self._used, self._running.values()))
         while used > self._kv:
-            rid, youngest = max(self._running.items(), key=lambda item: item[1].began)
+            rid = [*self._running][-1]
+            youngest = self._running.pop(rid)
             used -= self._used(youngest)
-            youngest.began = self.now
-            self._after(
-                youngest.output * self._token_us,
-                lambda rid=rid, began=self.now: self._end(rid, began),  # type: ignore[misc]
-            )
-        truth = (self._kv, self._kv - used, used, len(self._running), 0, self._slots, 1)
+            youngest.made = self._made(youngest)
+            self._preempted = {rid: youngest} | self._preempted
+            self._preempted_at.append(self.now)
+        for rid, request in [*self._preempted.items()]:
+            need = request.prompt + request.made
+            if used + need + len(self._running) > self._kv:
+                break
+            del self._preempted[rid]
+            self._go_on(rid, request)
+            used += need
+        return used
+
+    def _report(self) -> None:
+        used = self._make_room()
+        if self.now >= self._counted_from:
+            self.busy.append(len(self._running) / self._slots)
+            self.fill.append(used / self._kv)
+        counts = (len(self._running), len(self._preempted), self._slots, 1, len(self._preempted_at))
+        waiting = sum(request.prompt + request.made for request in self._preempted.values())
+        truth = (self._kv, self._kv - used, used + waiting, *counts)
         self._script("cap", "replica", 10**15, "ready", *truth, "inc", "{}")
         self._script("tick", 0)
         self._read_news()
         self._after(REPORT_US, self._report)
+
+    def _tell_output(self) -> None:
+        """What an ingress tells in each beat."""
+        told: list[str | int] = []
+        for rid, request in self._running.items():
+            told += (rid, self._made(request))
+        for start in range(0, len(told), 128):
+            self._script("seen", "ingress", *told[start : start + 128])
+        self._after(SECOND, self._tell_output)
 
     # ---- Redis ----
 

@@ -51,6 +51,7 @@ RULES = {
     3: Rule(share=30, ceiling=90, age=2_000_000),
     4: Rule(ceiling=60, age=8_000_000),
 }
+RESERVE = (90, 170)
 LIMITS = snapshot.limits_of(KEYS, TENANTS)
 INGRESSES = ("i1", "i2")
 REPLICAS = ("r1", "r2")
@@ -107,6 +108,7 @@ class Machine(RuleBasedStateMachine):
         self.numbers = itertools.count()
         self.steps = itertools.count(1)
         self.key_changes = 0
+        self.preempted: Counter[str] = Counter()
         keys = {digest: Config(**vars(config)) for digest, config in KEYS.items()}
         self.oracle = WatchedOracle(keys, TENANTS)
         self.kept = Invariants(self.oracle)
@@ -117,7 +119,8 @@ class Machine(RuleBasedStateMachine):
         self.oracle.now = EPOCH_US
         if ruled:
             self.oracle.rules = RULES
-            rules = [dataclasses.astuple(RULES[rank]) for rank in RANKS]
+            self.oracle.reserve = RESERVE
+            rules = [*(dataclasses.astuple(RULES[rank]) for rank in RANKS), RESERVE]
             self.tape.command("SET", PREFIX + "rules", msgspec.msgpack.encode(rules))
         self.run(["rebuild"], "admit", "free", "r", "i1", 1, 1, 1, 1, 1, 1, "", "m", "", "", -1)
         records: list[Any] = [["key", d, _fields(config)] for d, config in KEYS.items()]
@@ -127,7 +130,7 @@ class Machine(RuleBasedStateMachine):
         self.run(["e1", 0, 1], "conf", "e2", 1, json.dumps(records))
         for ingress in INGRESSES:
             self.beat(ingress, 100_000_000)
-        self.cap("r1", "ready", 1000, 0, 3, 300_000_000)
+        self.cap("r1", "ready", 1000, 0, 3, 300_000_000, 0)
 
     def run(self, expected: Any, name: str, *args: str | int) -> None:
         self.tape.script(self.oracle.now, name, *args, check=says(expected))
@@ -239,7 +242,7 @@ class Machine(RuleBasedStateMachine):
     @rule(place=ANY, output=st.integers(0, 400))
     def see(self, place: int, output: int) -> None:
         rid, r = self.pick(place, "r")
-        self.oracle.seen[rid] = output
+        self.oracle.see(rid, output)
         self.run(1, "seen", r.ingress, rid, output, "never-seen", 7)
 
     @precondition(lambda self: self.oracle.requests)
@@ -272,11 +275,15 @@ class Machine(RuleBasedStateMachine):
         used=st.integers(0, 400),
         slots=st.integers(1, 4),
         ttl=st.sampled_from((300_000_000, 300_000_000, 2_000_000)),
+        preempted=st.sampled_from((0, 0, 1)),
     )
-    def cap(self, name: str, state: str, total: int, used: int, slots: int, ttl: int) -> None:
+    def cap(
+        self, name: str, state: str, total: int, used: int, slots: int, ttl: int, preempted: int
+    ) -> None:
         free = max(0, total - used)
-        self.oracle.cap(name, state, (ttl, total, free, slots))
-        args = (total, free, total - free, 0, 0, slots, 1, "inc", "{}")
+        self.preempted[name] += preempted
+        self.oracle.cap(name, state, (ttl, total, free, slots, self.preempted[name]))
+        args = (total, free, total - free, 0, 0, slots, 1, self.preempted[name], "inc", "{}")
         self.run(self.oracle.pool["waiting"], "cap", name, ttl, state, *args)
         self.kept.hold_after_a_grant()
 
