@@ -33,6 +33,9 @@ from serve_app.tenancy.vouched_keys import VouchedKeys
 
 LOOK_S = 1.0
 LOOK_AGAIN_S = 0.25
+OTHERS_S = 0.6
+"""When Redis is back, other ingresses and the replicas tell it what runs before anybody asks it for
+more: until then it knows less than is taken."""
 
 log = structlog.get_logger(__name__)
 
@@ -281,6 +284,8 @@ class Door:
         share = await self._ask_share()
         if self._local is not None:
             await self._queue.session.rebuild()  # keys, and what runs here, before the first ADMIT
+            await asyncio.sleep(OTHERS_S)
+            await self._queue.session.rebuild()  # what was let in meanwhile
             self._local = None
             away_s = round(time.monotonic() - self._away_since, 1)
             log.info("admission_restored", away_s=away_s, admitted_alone=self.admitted_alone)
