@@ -224,7 +224,7 @@ class AdmissionQueue:
         while True:
             reply = await self._ask(request, began)
             if reply[0] == "run":
-                heard = News("run", reply[1], reply[2])
+                heard = News("run", *reply[1:4])
             else:
                 if on_queued is not None:
                     self._announce(request.rid, on_queued, place_at_arrival(reply))
@@ -357,7 +357,7 @@ class AdmissionQueue:
         self._session.end(rid, "cancel", rid, after=call)
 
     def _ticket(self, request: AdmitRequest, reply: list[Any], news: News, began: float) -> Ticket:
-        _, _, _, kv, output, key_id, tenant, weight, service_class, *figures = reply
+        _, _, _, _, output, key_id, tenant, weight, service_class, *figures = reply
         lease = Lease(
             rid=request.rid,
             digest=request.digest,
@@ -367,7 +367,7 @@ class AdmissionQueue:
             service_class=service_class,
             prompt_tokens=request.prompt_tokens,
             output_tokens=output,
-            kv=kv,
+            kv=news.kv,
             longest_us=round(self.settings.longest_run_s * 1e6),
             model=self.settings.model,
             price=self.settings.told_price(),

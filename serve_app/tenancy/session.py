@@ -55,6 +55,8 @@ class News(msgspec.Struct, frozen=True):
     kind: str
     fence: int = 0
     replica: str = ""
+    kv: int = 0
+    """KV tokens reserved for it when it was granted."""
     wait_s: float = 0.0
 
 
@@ -241,9 +243,9 @@ class Session:
         self._last_answer = time.monotonic()
         self._lease_ends = began + self._settings.counted_s
         missing = set()
-        for rid, i in zip(asked, range(0, len(states), 3), strict=True):
+        for rid, i in zip(asked, range(0, len(states), 4), strict=True):
             if states[i] == "run":
-                self._tell(rid, News("run", states[i + 1], states[i + 2]))
+                self._tell(rid, News("run", *states[i + 1 : i + 4]))
             elif states[i] == "gone":
                 missing.add(rid)
         for rid in missing & self._missing:  # the first time its news may be on the way
@@ -349,7 +351,7 @@ class Session:
     def _hear(self, line: str) -> None:
         kind, rid, *rest = line.split(" ")
         if kind == "g":
-            self._granted(rid, News("run", int(rest[0]), rest[1]))
+            self._granted(rid, News("run", int(rest[0]), rest[1], int(rest[2])))
         elif kind == "x":
             self._tell(rid, News(rest[0], wait_s=int(rest[1]) / 1000))
         elif kind == "c":

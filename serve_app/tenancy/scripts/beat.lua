@@ -1,8 +1,8 @@
 -- uses: common
 -- BEAT <now> <ingress> <lease> <waiting rid...> (at most 64 rids; lease 0: the ingress leaves).
 -- Renews the ingress's one lease. Returns the epoch, how often keys have changed, how many requests
--- Redis holds for it, and, for each rid given, `run fence replica`, `wait 0 ''` or `gone 0 ''`: a lost
--- push costs one beat.
+-- Redis holds for it, and, for each rid given, `run fence replica kv`, `wait 0 '' kv` or `gone 0 '' 0`:
+-- a lost push costs one beat.
 
 local ingress = ARGV[2]
 local ends = now + tonumber(ARGV[3])
@@ -20,5 +20,6 @@ for i = 4, math.min(#ARGV, 67) do
   reply[#reply + 1] = state
   reply[#reply + 1] = r and r.fence or 0
   reply[#reply + 1] = r and r.replica or ''
+  reply[#reply + 1] = r and r.kv or 0
 end
 return reply

@@ -2,8 +2,8 @@
 -- 64 a call; who is next and does not fit is waited for, or large requests would starve. And the
 -- sweeping that any script may do: waiters past their deadline, runners past their longest end, requests of dead
 -- ingresses (32 a call). Whatever happens to a waiter is pushed to its ingress's list as
--- `g <rid> <fence> <replica>`, `x <rid> full|none <ms>`, `s <rid>` (a runner was ended) or `c <rid>`
--- (its owner wants it no more).
+-- `g <rid> <fence> <replica> <kv>`, `x <rid> full|none <ms>`, `s <rid>` (a runner was ended) or
+-- `c <rid>` (its owner wants it no more).
 
 local function tell(ingress, ...)
   call('RPUSH', P .. 'gr:' .. ingress, table.concat({...}, ' '))
@@ -88,7 +88,7 @@ local function grant()
       r.kv = kv
       start(rid, r, time, output)
       write_request(rid, r)
-      tell(r.ingress, 'g', rid, r.fence, r.replica)
+      tell(r.ingress, 'g', rid, r.fence, r.replica, r.kv)
     end
   end
 end

@@ -521,7 +521,7 @@ class Oracle:
                 self.turned[rank] = self.now
                 r.kv = kv
                 self.start(rid, r, time, self.expected_output(r.digest, r.most))
-                self.told[r.ingress].append(f"g {rid} {r.fence} {r.replica}")
+                self.told[r.ingress].append(f"g {rid} {r.fence} {r.replica} {r.kv}")
 
     # ---- the scripts ----
 

@@ -21,6 +21,29 @@ async def test_replicas_are_shown_with_what_they_reported(world: World) -> None:
     assert (totals.ready_replicas, totals.kv_total) == (1, 1000)
 
 
+async def test_a_waiters_ticket_holds_what_was_reserved_when_its_turn_came(world: World) -> None:
+    key = await world.key()
+    reporter = CapacityReporter(world.store, "r1")
+    room = ReplicaLoad(kv_total=90_000, kv_free=90_000, max_running=20)
+    await reporter.report(room)
+    queue = await world.ingress()
+    before = [await queue.admit(world.request(key, prompt=10, most=400)) for _ in range(20)]
+    waiter = asyncio.create_task(queue.admit(world.request(key, prompt=10, most=400)))
+
+    async def queued() -> bool:
+        return (await pool_totals(world.store)).waiting == 1
+
+    await until(queued)
+    asked = (await pool_totals(world.store)).waiting_need
+    await reporter.report(room, "draining")
+    for ticket in before:  # answers are short, it turns out
+        await ticket.settle(prompt_tokens=10, output_tokens=3)
+    await reporter.report(room)
+    ticket = await waiter
+    assert ticket.kv_need == (await pool_totals(world.store)).committed
+    assert ticket.kv_need < asked
+
+
 async def test_silent_replica_disappears_with_its_capacity(world: World) -> None:
     key = await world.key()
     await CapacityReporter(world.store, "r1", ttl_s=0.2).report(LOAD)

@@ -265,8 +265,8 @@ class Machine(RuleBasedStateMachine):
         states: list[Any] = ["e1", self.key_changes, owned]
         for rid in rids:
             r = self.oracle.requests[rid]
-            states += ["run" if r.state == "r" else "wait", r.fence, r.replica]
-        self.run([*states, "gone", 0, ""], "beat", ingress, lease, *rids, "never-seen")
+            states += ["run" if r.state == "r" else "wait", r.fence, r.replica, r.kv]
+        self.run([*states, "gone", 0, "", 0], "beat", ingress, lease, *rids, "never-seen")
 
     @rule(
         name=st.sampled_from(REPLICAS),

@@ -145,7 +145,7 @@ async def test_a_grant_read_after_the_lease_is_asked_for_again(world: World) -> 
     await world.store.run("tick", 0)  # its lease is over: the slot is free
     second = await other.admit(world.request(key))
     paused.session._lease_ends = 0.0
-    paused.session._hear(f"g {request.rid} {first.fence + 1} r1")  # it wakes up
+    paused.session._hear(f"g {request.rid} {first.fence + 1} r1 100")  # it wakes up
     await until(lambda: _waiting(world, 1))
     assert not waiter.done()
     await second.settle(prompt_tokens=1, output_tokens=1)
