@@ -36,7 +36,8 @@ def test_a_replica_and_its_ranks_live_and_die_together_on_ray() -> None:
         shutil.rmtree(directory, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["gpus"] == ["0,1", "0,1"]
+    # Ray gives out a node's GPUs in any order; what counts is that every rank sees the same one.
+    assert seen["gpus"] in (["0,1", "0,1"], ["1,0", "1,0"])
     assert seen["start"] == "ready"
     assert seen["tokens"] == [FIRST_TOKEN + n for n in range(3, 23)]
     assert "rank 1 is gone" in seen["lost"]["reason"]
