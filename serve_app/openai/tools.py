@@ -1,14 +1,14 @@
 """Tools: what a chat may say of functions that the model may call.
 
-Owns `tools`, `tool_choice` and `parallel_tool_calls`, their bounds, and what they come to: which
-functions may be called, and whether one must be. Refuses to know how calls are written.
+Owns `tools` and `parallel_tool_calls`, their bounds, and what they come to with `tool_choice`:
+which functions may be called, and whether one must be. Refuses to know how calls are written.
 """
 
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from cluster.text.tool_calls import CallRule, Tool
@@ -17,9 +17,16 @@ from serve_app.openai.body import Strict
 from serve_app.openai.errors import invalid_value
 from serve_app.openai.json_schema import check_schema
 from serve_app.openai.reasoning_format import ReasoningFormat
+from serve_app.openai.tool_choice import (
+    CHOICE_MODELS,
+    MAX_TOOLS,
+    NamedTool,
+    ToolChoice,
+    chosen_functions,
+    must_call,
+)
 from serve_app.openai.validation import UNSUPPORTED
 
-MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 128 * 2**10
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -50,34 +57,6 @@ class FunctionTool(Strict):
         return value
 
 
-class FunctionName(Strict):
-    """Which function."""
-
-    name: str
-
-
-class NamedTool(Strict):
-    """The one function that must be called."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-
-def _string_or_object(value: Any) -> str | None:
-    return "<string>" if isinstance(value, str) else "<object>" if isinstance(value, dict) else None
-
-
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<string>")]
-    | Annotated[NamedTool, Tag("<object>")],
-    Discriminator(
-        _string_or_object,
-        custom_error_type="union_type",
-        custom_error_message="a string or an object",
-    ),
-]
-
-
 class Calling(NamedTuple):
     """What an answer may call."""
 
@@ -94,8 +73,9 @@ class ToolFields(AnswerFormFields):
     ) = None
     """Functions that the model may call, at most 128. Arguments always satisfy their schema."""
     tool_choice: ToolChoice | None = None
-    """none, auto (the default: text or calls, as the model likes), required, or the one function to
-    call."""
+    """none, auto (the default: text or calls, as the model likes), required, the one function to
+    call, or `allowed_tools`: those of the functions that may be called. Others are not shown to the
+    model."""
     parallel_tool_calls: bool | None = None
     """Whether there may be several calls in one answer; true if left out."""
 
@@ -104,13 +84,12 @@ class ToolFields(AnswerFormFields):
         """What the answer may call; None: nothing."""
         if not self.tools or self.tool_choice == "none":
             return None
-        tools = [_tool(asked.function) for asked in self.tools]
+        chosen = chosen_functions(self.tool_choice).values()
+        functions = [asked.function for asked in self.tools]
+        tools = [_tool(one) for one in functions if not chosen or one.name in chosen]
         parallel = self.parallel_tool_calls is not False
-        if isinstance(self.tool_choice, NamedTool):
-            name = self.tool_choice.function.name
-            named = [tool for tool in tools if tool.name == name]
-            return Calling(named, CallRule(required=True, parallel=False))
-        return Calling(tools, CallRule(self.tool_choice == "required", parallel))
+        one_only = isinstance(self.tool_choice, NamedTool)
+        return Calling(tools, CallRule(must_call(self.tool_choice), parallel and not one_only))
 
     def shown_reasoning(self) -> ReasoningFormat:
         """As for every chat; an answer with calls is never mixed with thoughts."""
@@ -136,9 +115,10 @@ class ToolFields(AnswerFormFields):
         if sum(_size(asked.function) for asked in self.tools) > MAX_TOOLS_BYTES:
             message = f"they must not be larger than {MAX_TOOLS_BYTES} bytes together"
             raise invalid_value("tools", f"Invalid value for 'tools': {message}.")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            param = "tool_choice.function.name"
-            raise invalid_value(param, f"Invalid value for '{param}': not a function of 'tools'.")
+        for param, name in chosen_functions(self.tool_choice).items():
+            if name not in names:
+                message = "not a function of 'tools'"
+                raise invalid_value(param, f"Invalid value for '{param}': {message}.")
 
 
 def is_function_name(name: str) -> bool:
@@ -173,4 +153,4 @@ def _check_function(function: Function, param: str, earlier: list[str]) -> None:
         check_schema(function.parameters, schema)
 
 
-TOOL_MODELS = (FunctionTool, Function, NamedTool, FunctionName)
+TOOL_MODELS = (FunctionTool, Function, *CHOICE_MODELS)

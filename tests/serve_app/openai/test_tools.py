@@ -6,7 +6,7 @@ import pytest
 from cluster.text.tool_calls import CallRule, Tool
 from serve_app.openai.errors import ApiError
 from serve_app.openai.schema import ChatCompletionRequest, parse_chat_request
-from serve_app.openai.tools import MAX_TOOLS
+from serve_app.openai.tool_choice import MAX_TOOLS
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 CANARY = "canary-3f9a"
@@ -18,6 +18,11 @@ def tool(name: str = "weather", **function: Any) -> dict[str, Any]:
 
 def named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    asked = {"mode": mode, "tools": [named(name) for name in names]}
+    return {"type": "allowed_tools", "allowed_tools": asked}
 
 
 def parse(**fields: Any) -> ChatCompletionRequest:
@@ -53,6 +58,24 @@ def test_what_may_be_called_follows_the_choice(
     if calling is not None:
         only = fields.get("tool_choice") == named("map")
         assert [one.name for one in calling.tools] == (["map"] if only else ["weather", "map"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "parallel", "rule"),
+    [
+        ("auto", None, CallRule(required=False, parallel=True)),
+        ("required", None, CallRule(required=True, parallel=True)),
+        ("required", False, CallRule(required=True, parallel=False)),
+    ],
+)
+def test_of_the_allowed_alone_may_be_called(
+    mode: str, parallel: bool | None, rule: CallRule
+) -> None:
+    choice = allowed(mode, "sort", "map")
+    tools = [tool(), tool("map"), tool("sort")]
+    calling = parse(tools=tools, tool_choice=choice, parallel_tool_calls=parallel).calling
+    assert calling is not None
+    assert ([one.name for one in calling.tools], calling.rule) == (["map", "sort"], rule)
 
 
 def test_without_tools_nothing_may_be_called() -> None:
@@ -118,6 +141,27 @@ def test_answers_with_tools_are_told_apart_from_the_thoughts(
         ({"tools": [tool()], "tool_choice": 1}, "tool_choice", "invalid_type"),
         ({"tools": [tool()], "tool_choice": named(CANARY)}, "tool_choice.function.name", None),
         ({"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice.function", None),
+        ({"tool_choice": allowed("auto", "weather")}, "tool_choice", "invalid_value"),
+        (
+            {"tools": [tool()], "tool_choice": allowed("auto", "weather", CANARY)},
+            "tool_choice.allowed_tools.tools[1].function.name",
+            "invalid_value",
+        ),
+        (
+            {"tools": [tool()], "tool_choice": allowed("none", "weather")},
+            "tool_choice.allowed_tools.mode",
+            "invalid_value",
+        ),
+        (
+            {"tools": [tool()], "tool_choice": allowed("auto")},
+            "tool_choice.allowed_tools.tools",
+            "invalid_value",
+        ),
+        (
+            {"tools": [tool()], "tool_choice": {"type": "allowed_tools"}},
+            "tool_choice.allowed_tools",
+            "missing_required_parameter",
+        ),
         ({"tools": [tool()], "ignore_eos": True}, "ignore_eos", "invalid_value"),
         ({"tools": [tool()], "min_tokens": 2}, "min_tokens", "invalid_value"),
         ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
