@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup serve test retest check bench ecosystem
+.PHONY: setup serve test check bench ecosystem
 
 setup: $(VENV)/.ready
 
@@ -27,10 +27,6 @@ serve: setup
 
 test: setup
 	@$(BIN)/python -m pytest
-
-# Only what failed last; fails itself if nothing is on record, as after a crash.
-retest: setup
-	@$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 check: setup
 	@$(BIN)/ruff check .

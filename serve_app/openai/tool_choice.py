@@ -57,11 +57,9 @@ ToolChoice = Annotated[
         custom_error_message="a string or an object",
     ),
 ]
-Chosen = Literal["none", "auto", "required"] | NamedTool | AllowedToolChoice | None
-"""What a request holds; None: nothing was chosen."""
 
 
-def chosen_functions(choice: Chosen) -> dict[str, str]:
+def chosen_functions(choice: ToolChoice | None) -> dict[str, str]:
     """The names that are chosen, each by the field that holds it; none: all functions."""
     if isinstance(choice, NamedTool):
         return {"tool_choice.function.name": choice.function.name}
@@ -72,7 +70,7 @@ def chosen_functions(choice: Chosen) -> dict[str, str]:
     return {}
 
 
-def must_call(choice: Chosen) -> bool:
+def must_call(choice: ToolChoice | None) -> bool:
     """Whether an answer without a call is ruled out."""
     if isinstance(choice, AllowedToolChoice):
         return choice.allowed_tools.mode == "required"
