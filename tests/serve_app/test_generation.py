@@ -130,7 +130,9 @@ async def text_of(generation: Generation) -> str:
     return text
 
 
-def run_of(generation: Generation, receipts: Receipts, timeout_s: float = 60) -> AnswerRun:
+def run_of(
+    generation: Generation, receipts: Receipts, timeout_s: float = 60, keep_alive_s: float = 0.05
+) -> AnswerRun:
     loop_time = asyncio.get_running_loop().time()
     return AnswerRun(
         generation,
@@ -138,7 +140,7 @@ def run_of(generation: Generation, receipts: Receipts, timeout_s: float = 60) ->
         Metrics("i"),
         arrived=loop_time,
         timeout_s=timeout_s,
-        keep_alive_s=0.05,
+        keep_alive_s=keep_alive_s,
     )
 
 
@@ -173,7 +175,7 @@ def test_a_request_stopped_as_its_replica_dies_ends_with_the_error_of_the_stop(
         async def die(links: DeltaLinks, submission: Submission) -> None:
             links.send(submission.address, [delta(submission, "a")])
             await asyncio.sleep(0.05)
-            if not aborted:  # the stop comes after the loss, before the reader wakes
+            if not aborted:  # the stop comes after the loss, before the loss wakes the reader
                 asyncio.get_running_loop().call_soon(run.stop, "revoked")
                 raise ReplicaLostError
             last = delta(submission, "", last=True)
@@ -182,7 +184,7 @@ def test_a_request_stopped_as_its_replica_dies_ends_with_the_error_of_the_stop(
             run.stop("revoked")
 
         async with started(ScriptedModel(die)) as generation:
-            run = run_of(generation, Receipts())
+            run = run_of(generation, Receipts(), keep_alive_s=60)  # nothing else may wake it
             with pytest.raises(ApiError) as caught:
                 await run.answer(ChatCompletion(HEAD, STYLE))
             assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
