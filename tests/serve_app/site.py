@@ -126,7 +126,7 @@ async def opened_site(
         replica, metrics = ScriptedReplica(), Metrics("in-1")
         desk = Desk(
             ModelFacts(MODEL_ID, "fp_1", CONTEXT, 1_700_000_000, "deeprequest-demo"),
-            HttpSection(keep_alive_s=0.05),
+            HttpSection(),
             tokenizer,
             queue,
             replica,

@@ -23,6 +23,7 @@ from serve_app.openai.chat_choice import ChatStyle
 from serve_app.openai.errors import ApiError
 from serve_app.openai.response import ResponseHead
 from serve_app.tenancy.session import StopReason
+from tests.serve_app.tenancy.world import until
 
 Script = Callable[[DeltaLinks, Submission], Awaitable[None]]
 REQUEST = EngineRequest("r", [1, 2, 3], SamplingParams())
@@ -314,10 +315,9 @@ def test_silence_is_filled_with_comments_until_time_runs_out() -> None:
             stream = ChatStream(HEAD, STYLE)
             run = run_of(generation, receipts, timeout_s=0.3)
             events = [event async for event in run.events(stream)]
-            await asyncio.sleep(0.05)
+            await until(lambda: model.cancelled == 1)
         assert any(event.startswith(b":") for event in events)
         assert b'"timeout"' in events[-1]
-        assert model.cancelled == 1
 
     asyncio.run(scenario())
 

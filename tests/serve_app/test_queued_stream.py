@@ -9,6 +9,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from serve_app.sections import HttpSection
+from serve_app.tenancy.admit_reply import QueuePlace
 from serve_app.tenancy.capacity import pool_totals
 from serve_app.tenancy.ticket import Ticket
 from tests.serve_app.site import CHAT, HELLO, Site, error_of
@@ -36,15 +38,29 @@ async def waiting(site: Site, count: int = 1) -> None:
     await until(holds)
 
 
+def impatient(site: Site) -> None:
+    """A client that waits hears of it soon."""
+    site.desk.http = HttpSection(keep_alive_s=0.05)
+
+
 async def streamed(site: Site, **fields: Any) -> httpx.Response:
     return await site.chat(await site.bearer(rpm=60), stream=True, **fields)
 
 
-async def test_a_wait_is_told_by_place_until_the_answer_comes(site: Site) -> None:
+async def test_a_wait_is_told_by_place_until_the_answer_comes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(site)
+    asked, place = list[str](), site.desk.place
+
+    async def counted_place(rid: str) -> QueuePlace | None:
+        asked.append(rid)
+        return await place(rid)
+
+    monkeypatch.setattr(site.desk, "place", counted_place)
     async with full(site) as ticket:
         asking = asyncio.create_task(streamed(site, colour="blue"))
-        await waiting(site)
-        await asyncio.sleep(0.2)
+        await until(lambda: len(asked) > 2)
         await free(ticket)
         reply = await asking
     assert reply.status_code == 200
@@ -80,6 +96,7 @@ async def test_a_refusal_after_a_short_wait_keeps_its_status(site: Site) -> None
 
 
 async def test_a_refusal_after_a_long_wait_is_the_last_event(site: Site) -> None:
+    impatient(site)
     headers = {**await site.bearer(), "x-stainless-read-timeout": "0.4"}
     async with full(site):
         reply = await site.chat(headers, stream=True)
@@ -90,6 +107,7 @@ async def test_a_refusal_after_a_long_wait_is_the_last_event(site: Site) -> None
 
 
 async def test_a_client_that_leaves_gives_its_place_back(site: Site) -> None:
+    impatient(site)
     headers = await site.bearer()
     async with full(site):
         for wait_s in (0.0, 0.15):  # before and after the headers went out

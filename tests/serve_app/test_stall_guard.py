@@ -46,12 +46,12 @@ def test_a_reader_that_takes_nothing_is_taken_for_gone() -> None:
 def test_a_slow_reader_and_a_silent_model_are_waited_for() -> None:
     async def scenario() -> None:
         connection = Connection()
-        sending = asyncio.create_task(send_for_ever(connection, 0.1, 0.15))
+        sending = asyncio.create_task(send_for_ever(connection, 0.5, 0.75))
         for _ in range(4):
             connection.open.clear()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.25)
             connection.open.set()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.25)
         assert not sending.done()
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):

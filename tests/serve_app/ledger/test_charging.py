@@ -22,7 +22,7 @@ from tests.serve_app.ledger.breaking import BreakingDatabase
 from tests.serve_app.tenancy.world import World, until
 
 PRICE = Price(currency="USD", input=550_000, cached_input=140_000, output=2_190_000)
-MORTAL = SessionSettings(lease_s=0.6, beat_s=0.1, tick_s=0.03)
+MORTAL = SessionSettings(lease_s=1.2, beat_s=0.1, tick_s=0.03)
 BRIEF = SinkSettings(lease_s=0.001, batch=5)
 
 

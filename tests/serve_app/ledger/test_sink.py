@@ -48,7 +48,7 @@ async def test_one_ingress_moves_the_ledger_and_another_takes_over(
 ) -> None:
     key, _ = await world.key(), await world.replica()
     await spend(world, await world.ingress(), key, 8)
-    brief = SinkSettings(lease_s=0.3, batch=5)
+    brief = SinkSettings(lease_s=1.5, batch=5)
     first, second = (LedgerSink(world.store, breaking, name, brief) for name in ("i1", "i2"))
     assert await first.step() == 5
     assert await second.step() == 0
@@ -79,6 +79,7 @@ async def test_an_outage_of_the_database_costs_no_request_and_no_entry(
     assert total.requests == 40
 
 
+@pytest.mark.slow
 async def test_what_the_bound_drops_is_counted_and_told(
     world: World, breaking: BreakingDatabase
 ) -> None:

@@ -36,6 +36,7 @@ async def test_an_older_book_never_replaces_a_newer_one(world: World) -> None:
     assert await running_version(world.store) == 2
 
 
+@pytest.mark.slow
 async def test_many_keys_are_loaded_and_the_epoch_comes_last(world: World) -> None:
     for _ in range(300):
         created = world.keys.create("acme")

@@ -76,7 +76,7 @@ async def test_missing_redis_is_unavailable_at_once(tmp_path: Path) -> None:
 
 async def test_hung_redis_is_unavailable_soon(redis_server: RedisServer) -> None:
     proxy = SlowProxy(redis_server.url.removeprefix("unix://"))
-    async with proxy.serve() as url, Store(url, "hung", timeout_s=0.1) as store:
+    async with proxy.serve() as url, Store(url, "hung", timeout_s=0.5) as store:
         await store.run("tick", 0)
         proxy.delay_s = 60
         began = time.monotonic()
