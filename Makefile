@@ -25,8 +25,9 @@ $(VENV)/.ready: pyproject.toml $(wildcard cluster/kernels/csrc/*)
 serve: setup
 	@$(BIN)/deeprequest serve --config configs/quickstart.yaml
 
+# Two at a time: what waits for a service leaves its core to what computes.
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
 
 check: setup
 	@$(BIN)/ruff check .
