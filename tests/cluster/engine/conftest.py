@@ -1,5 +1,6 @@
 """A worker made of paper, and a world in which every request's answer is known beforehand."""
 
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -276,6 +277,19 @@ class PaperExecutor:
         return proposed
 
 
+def paper_clock() -> Callable[[], float]:
+    """Seconds that pass from one look to the next, the same in every run: no plan may depend on how
+    busy this machine is."""
+    passing, now = random.Random(7), 0.0
+
+    def look() -> float:
+        nonlocal now
+        now += passing.uniform(0, 2e-4)
+        return now
+
+    return look
+
+
 class World:
     """An engine core on paper, whose every output is compared with the undisturbed answer."""
 
@@ -303,7 +317,7 @@ class World:
         self.kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching)
         self.scheduler = Scheduler(self.config, self.kv, frozenset({EOS}))
         self.executor = PaperExecutor(self.config, num_blocks, block_size, plans_ahead, drafts)
-        self.core = EngineCore(self.scheduler, self.executor, plans_ahead)
+        self.core = EngineCore(self.scheduler, self.executor, plans_ahead, paper_clock())
         self.asked: dict[str, EngineRequest] = {}
         self.answers: dict[str, Answer] = {}
         self.cached: dict[str, int] = {}
