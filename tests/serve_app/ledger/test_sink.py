@@ -79,7 +79,6 @@ async def test_an_outage_of_the_database_costs_no_request_and_no_entry(
     assert total.requests == 40
 
 
-@pytest.mark.slow
 async def test_what_the_bound_drops_is_counted_and_told(
     world: World, breaking: BreakingDatabase
 ) -> None:
@@ -98,6 +97,7 @@ async def test_what_the_bound_drops_is_counted_and_told(
     assert 200_000 <= left < 202_000
     totals = await pool_totals(world.store)
     assert (totals.ledger_waiting, totals.ledger_dropped) == (left, 202_002 - left)
+    await world.store.command("XTRIM", led, "MAXLEN", 10)  # to read them all takes its time
     with capture_logs() as logs:
         await sink.step()
         await sink.step()
