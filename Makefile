@@ -27,7 +27,7 @@ serve: setup
 
 # Two at a time: what waits for a service leaves its core to what computes.
 test: setup
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
 
 check: setup
 	@$(BIN)/ruff check .

@@ -1,19 +1,27 @@
 """How the tests are shared out when two workers run them beside each other (`make test`).
 
-The black-box tests share one running service, so one worker runs them all. Everything else goes to
-whoever is free, the longest first: nobody should wait at the end for a test begun last.
+The black-box tests share one running service, so one worker runs them all, from the beginning:
+they are the largest share. Everything else goes to whoever is free, the longest first: nobody
+should wait at the end for a test begun last.
 """
 
-from pathlib import Path
-
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
-BLACK_BOX = Path(__file__).parent / "e2e"
+BLACK_BOX = "tests/e2e/"
 
 
-@pytest.hookimpl(tryfirst=True)
+class Shares(LoadScopeScheduling):  # type: ignore[misc]
+    """What must run in one worker; each test is a share of its own, but for the black-box tests."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return BLACK_BOX if nodeid.startswith(BLACK_BOX) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
+    return Shares(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if BLACK_BOX in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("black-box"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
