@@ -41,6 +41,8 @@ from cluster.worker.gang import RankSpec
 
 COLLECTIVE_TIMEOUT_S = 600.0
 """Behind the watch of steps; ranks may load at different speeds."""
+WARM_UP_TOKENS, WARM_UP_DRAWN = 96, 2
+"""Of a prompt that no kernel for short rows takes, and behind it."""
 PEER_END_S = 0.25
 """A collective fails a moment before the dead rank's channel ends."""
 HEARSAY_S = 0.5
@@ -110,7 +112,7 @@ def _lead(
     executor = GangExecutor(worker, list(peers.values()))
     link.send(Progress("warming up"))
     with link.busy():
-        _warm_up(engine_core(spec.config, facts, executor))
+        _warm_up(engine_core(spec.config, facts, executor), facts)
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection between steps need walk it again
     loop = CoreLoop(engine_core(spec.config, facts, executor), link)
@@ -162,12 +164,16 @@ def engine_core(config: EngineConfig, facts: EngineFacts, executor: Executor) ->
     return EngineCore(scheduler, executor, plans_ahead)
 
 
-def _warm_up(core: EngineCore) -> None:
-    """A prefill, a decode and a released row through all ranks, on books that are thrown away."""
-    params = SamplingParams(max_tokens=2, ignore_eos=True)
-    core.add(EngineRequest("warm-up", [0, 0], params))
-    while core.has_work:
-        core.step()
+def _warm_up(core: EngineCore, facts: EngineFacts) -> None:
+    """A prefill, a decode and a released row through all ranks, drawn by chance and greedily, on
+    books that are thrown away: what is compiled on its first use is compiled now."""
+    room = min(facts.max_model_len, (facts.num_kv_blocks - 1) * facts.block_size)
+    prompt = [0] * max(1, min(WARM_UP_TOKENS, room - WARM_UP_DRAWN))
+    for name, temperature in (("by chance", 1.0), ("greedy", 0.0)):
+        params = SamplingParams(temperature=temperature, max_tokens=WARM_UP_DRAWN, ignore_eos=True)
+        core.add(EngineRequest(name, prompt, params))
+        while core.has_work:
+            core.step()
 
 
 def _listening_address(spec: RankSpec, link: RankLink) -> str:

@@ -48,7 +48,7 @@ def select_kernels(device: Device, dtype: torch.dtype, config: EngineConfig) -> 
     extension, reason = _native(device, dtype, config)
     if extension is not None:
         return _native_kernels(extension, reason, dtype, config)
-    if config.kernels == "native" or (config.deterministic and not device.is_cuda):
+    if config.kernels == "native" or config.deterministic:
         asked = "kernels: native" if config.kernels == "native" else "deterministic: true"
         raise RuntimeError(f"{asked} cannot be served: {reason}")
     plain = device.is_cuda or dtype is torch.float32 or config.quantization != "none"
@@ -76,7 +76,7 @@ def _native(device: Device, dtype: torch.dtype, config: EngineConfig) -> tuple[A
 def _triton_kernels(device: Device, dtype: torch.dtype, config: EngineConfig) -> Kernels:
     from cluster.kernels.triton_kernels import TritonKernels
 
-    return TritonKernels(device.torch_device, dtype, config.quantization)
+    return TritonKernels(device.torch_device, dtype, config.quantization, config.deterministic)
 
 
 def _native_kernels(

@@ -12,6 +12,7 @@ from torch import Tensor
 from cluster.kernels import triton_argmax, triton_draw, triton_fp8, triton_layers
 from cluster.kernels.fp8 import Fp8Weight
 from cluster.kernels.kernels import DrawOffered, LinearWeight, Quantization
+from cluster.kernels.tiled import TILE, TiledWeight
 from cluster.kernels.torch_kernels import TorchKernels
 
 
@@ -22,8 +23,14 @@ class TritonKernels:
     draw_offered: DrawOffered | None = staticmethod(triton_draw.draw_offered)
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, quantization: Quantization = "none"
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantization: Quantization = "none",
+        deterministic: bool = False,
     ) -> None:
+        """`deterministic`: no row's product may depend on the rows beside it."""
+        self._deterministic = deterministic
         self._products = TorchKernels(device, dtype, "products", quantization=quantization)
         self.layout = self._products.layout
         self._device = device
@@ -32,11 +39,15 @@ class TritonKernels:
 
     def linear_weight(self, n: int, k: int, bias: bool = False) -> LinearWeight:
         if self._quantization == "fp8":
-            return Fp8Weight(n, k, bias, self._device, self._dtype, triton_fp8.quantize_rows)
-        return self._products.linear_weight(n, k, bias)
+            fp8 = Fp8Weight(n, k, bias, self._device, self._dtype, triton_fp8.quantize_rows)
+            return self._served(fp8)
+        return self._served(self._products.linear_weight(n, k, bias))
 
     def head_weight(self, n: int, k: int) -> LinearWeight:
-        return self._products.head_weight(n, k)
+        return self._served(self._products.head_weight(n, k))
+
+    def _served(self, weight: LinearWeight) -> LinearWeight:
+        return TiledWeight(weight) if self._deterministic else weight
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return triton_layers.rms_norm(x, weight, eps)
@@ -53,7 +64,8 @@ class TritonKernels:
         return triton_argmax.row_argmax(logits, limit)
 
     def signature(self) -> str:
-        return f"triton {triton.__version__} around {self._products.signature()}"
+        tiled = f" by {TILE} rows" if self._deterministic else ""
+        return f"triton {triton.__version__} around {self._products.signature()}{tiled}"
 
     def describe(self) -> list[str]:
         return [f"norms, activation, maxima: triton {triton.__version__}"] + [

@@ -85,10 +85,14 @@ class TPGroup:
                     raise
                 _log.warning("collectives: gloo, shared memory is not available (%s)", error)
         by_torch: Literal["gloo", "nccl"] = "nccl" if backend in ("nccl", "symmetric") else "gloo"
-        met = TorchCollectives.meet(store, rank, size, by_torch, timeout, one_host, ordered)
+        by_library = TorchCollectives.meet(store, rank, size, by_torch, timeout, one_host, ordered)
+        met: Collectives = by_library
         if backend == "symmetric" and one_host and device is not None:
-            return cls(rank, size, _beside(met, store, rank, size, device, ordered))
-        return cls(rank, size, met)
+            met = _beside(by_library, store, rank, size, device, ordered)
+        group = cls(rank, size, met)
+        if device is not None:
+            group._call_once(device)
+        return group
 
     @property
     def collectives(self) -> str:
@@ -121,6 +125,13 @@ class TPGroup:
         if x.dim() == 1:
             return gathered
         return torch.cat(gathered.view(self.size, *x.shape).unbind(0), dim=-1)
+
+    def _call_once(self, device: torch.device) -> None:
+        """A library connects, and takes its memory, in its first calls: before it is measured what
+        is left, and not while a step is timed."""
+        numbers = torch.ones(64, device=device)
+        self.all_gather(numbers)
+        self.all_reduce(numbers)
 
     def limit(self, timeout_s: float) -> None:
         """From now on a collective fails after so long: steps are quick, unlike loading, for which

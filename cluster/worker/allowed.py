@@ -52,5 +52,5 @@ def _bits(packed: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
 
 def _unpacked(packed: Tensor) -> Tensor:
     """As `np.unpackbits`, which is the faster one on the host."""
-    powers = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=packed.device)
-    return packed.unsqueeze(-1).bitwise_and(powers).flatten(1).bool()
+    bits = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return packed.unsqueeze(-1).bitwise_right_shift(bits).bitwise_and(1).flatten(1).bool()

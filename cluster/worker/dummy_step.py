@@ -19,7 +19,9 @@ def run_dummy(
     device, block_size = kv_cache[0].device, kv_cache[0].shape[2]
     table = torch.zeros((1, -(-num_tokens // block_size)), dtype=torch.int32, device=device)
     ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
-    hidden = model(ids, kv_cache, backend.plan(_prefill(num_tokens, table, block_size)))
+    step = _prefill(num_tokens, table, block_size)
+    step.positions.clamp_(max=len(model.rotary.cos) - 1)  # a step may be larger than a request
+    hidden = model(ids, kv_cache, backend.plan(step))
     model.compute_logits(hidden[-1:])
     for kv_layer in kv_cache:
         kv_layer[:, 0] = 0

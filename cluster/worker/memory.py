@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,17 @@ from cluster.worker.progress import recording_progress
 from cluster.worker.sizing import advised
 
 _log = logging.getLogger(__name__)
+
+
+LOGIT_BYTES = 3 * 4
+"""Of a position's logit while it is drawn from, beside itself: three copies in float32."""
+
+
+class Beside(NamedTuple):
+    """What a second model takes of the rank's device: it has as many blocks of its own."""
+
+    kv_bytes_per_token: int
+    step_bytes: Callable[[], int]
 
 
 class RankMemory:
@@ -59,26 +71,29 @@ class RankMemory:
         """On this rank."""
         return kv_bytes_per_token(self._model_config.shape, self._group.size, self._dtype.itemsize)
 
-    def num_kv_blocks(self, model: Callable[[], Decoder]) -> int:
+    def num_kv_blocks(self, model: Callable[[], Decoder], beside: Beside | None = None) -> int:
         """Blocks of the KV cache, dummy block included; the smallest of what the ranks can hold.
 
-        `model`: whose step is measured, where nothing but a step can tell.
+        Args:
+            model: whose step is measured, where nothing but a step can tell.
+            beside: a smaller model on this rank.
 
         Raises:
             ValueError: not even one block fits.
         """
-        config = self._config
+        config, token_bytes = self._config, self.kv_bytes_per_token
         if config.num_kv_blocks is not None:
             return config.num_kv_blocks
         if config.kv_cache_gib is not None:
             room = int(config.kv_cache_gib * GIB) // self._group.size
         elif self._device.is_cuda:
-            room = self._cuda_room(model())
+            room = self._cuda_room(model()) - (beside.step_bytes() if beside else 0)
+            token_bytes += beside.kv_bytes_per_token if beside else 0
         else:
             share = int(self._device.free_memory() * CPU_KV_SHARE)
             room = min(share, CPU_KV_BYTES) // self._group.size
         with advised(self._plan, config):
-            blocks = num_kv_blocks(room, self.kv_bytes_per_token, config.block_size)
+            blocks = num_kv_blocks(room, token_bytes, config.block_size)
         if config.kv_cache_gib is None:
             max_model_len = config.max_model_len or self._model_config.max_position
             blocks = min(blocks, config.max_num_seqs * -(-max_model_len // config.block_size) + 1)
@@ -134,8 +149,14 @@ class RankMemory:
         return graphs
 
     def _cuda_room(self, model: Decoder) -> int:
-        """Bytes the cache may take: our share of the GPU less what is used, a step's peak and what
-        recorded steps hold."""
+        """Bytes the cache may take: our share of the GPU less what is used and what steps take."""
+        taken, device = self.step_bytes(model), self._device
+        total, free = device.total_memory(), device.free_memory()
+        return int(total * self._config.gpu_memory_utilization) - (total - free) - taken
+
+    def step_bytes(self, model: Decoder) -> int:
+        """What steps will take of the GPU beside weights and cache: the peak of a prompt's chunk or
+        of a draw, whichever is more, and what recorded steps hold."""
         config, device = self._config, self._device
         longest = config.max_model_len or self._model_config.max_position
         tokens = min(config.max_num_batched_tokens, self._model_config.max_position)
@@ -143,12 +164,19 @@ class RankMemory:
         kv_cache = self.allocate(1)
         run_dummy(model, self._backend, kv_cache, tokens)
         device.synchronize()
-        taken = device.peak_above_now()
+        taken = max(device.peak_above_now(), self._draw_bytes())
         if self._obstacle() is None:
             graphs = partial(DecodeGraphs, model, self._backend, kv_cache)
             taken += graph_bytes(lambda few: graphs(few, longest), self._graph_sizes(), device)
-        total, free = device.total_memory(), device.free_memory()
-        return int(total * config.gpu_memory_utilization) - (total - free) - taken
+        return taken
+
+    def _draw_bytes(self) -> int:
+        """Of the logits of as many positions as a step may draw from."""
+        config = self._config
+        drafts = config.num_speculative_tokens if config.speculation != "off" else 0
+        positions = min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens)
+        width = self._model_config.vocab_size // self._group.size
+        return positions * width * (self._computed.itemsize + LOGIT_BYTES)
 
     def _obstacle(self) -> str | None:
         return obstacle(self._config, self._device, self._backend, self._group)

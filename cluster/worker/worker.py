@@ -35,7 +35,7 @@ from cluster.plan.memory import GIB, check_tensor_parallel_size, fit_max_model_l
 from cluster.worker.draft_model import DraftLimits, DraftModel
 from cluster.worker.dummy_step import run_dummy
 from cluster.worker.input_batch import InputBatch
-from cluster.worker.memory import RankMemory
+from cluster.worker.memory import Beside, RankMemory
 from cluster.worker.model_runner import ModelRunner
 from cluster.worker.ngram import NgramProposer
 from cluster.worker.progress import loading_progress
@@ -212,7 +212,8 @@ class Worker:
         Raises:
             ValueError: not even one block fits.
         """
-        return self._memory.num_kv_blocks(self._loaded)
+        beside = None if self._small is None else self._small.as_beside()
+        return self._memory.num_kv_blocks(self._loaded, beside)
 
     @torch.inference_mode()
     def init_kv_cache(self, num_blocks: int) -> None:
@@ -283,6 +284,11 @@ class Worker:
         if self._small is not None:
             proposer = self._small.as_proposer(num_blocks, self._num_real_tokens, most)
         return Speculator(proposer, config.max_num_seqs, most)
+
+    def as_beside(self) -> Beside:
+        """What this model, loaded, takes of a device that it shares with another."""
+        memory = self._memory
+        return Beside(memory.kv_bytes_per_token, lambda: memory.step_bytes(self._loaded()))
 
     def as_proposer(self, num_blocks: int, num_target_tokens: int, max_draft: int) -> DraftModel:
         """This model, loaded, as one that proposes tokens to another with as many KV blocks."""

@@ -58,6 +58,7 @@ class TritonAttention:
         self.target_splits = min(max(programs, 1), sizes.MAX_SPLITS)
         cut = f"splits of {self.fixed_split}" if deterministic else f"{self.target_splits} splits"
         self.signature = f"triton {cut}"
+        self._room: Tensor | None = None
 
     def plan(self, metadata: AttentionMetadata) -> "TritonPlan":
         """Choose kernels and grids, and make room for partial sums."""
@@ -78,14 +79,22 @@ class TritonAttention:
         if self.fixed_split:
             items = num_rows * -(-metadata.max_k // self.fixed_split)
         lines = (items, shape.num_kv_heads, tile.block_m)
+        num_tops = math.prod(lines)
+        room = self._room_of(num_tops * (shape.head_dim + 1), device)
         return _Splits(
             num_rows,
             tile,
             max_q * shape.group,
             min(items, num_rows + self.target_splits),
-            torch.empty((*lines, shape.head_dim), dtype=torch.float32, device=device),
-            torch.empty(lines, dtype=torch.float32, device=device),
+            room[num_tops:].view(*lines, shape.head_dim),
+            room[:num_tops].view(lines),
         )
+
+    def _room_of(self, numbers: int, device: torch.device) -> Tensor:
+        """Of float32, shared by all plans: they are followed one after the other."""
+        if self._room is None or len(self._room) < numbers:
+            self._room = torch.empty(numbers, dtype=torch.float32, device=device)
+        return self._room[:numbers]
 
 
 class _Splits(NamedTuple):

@@ -65,6 +65,8 @@ class DecodeGraphs:
         self.buffers = DecodeBuffers(self._sizes[-1], pages, kv_cache[0].device)
         self._hidden: Tensor | None = None
         self._recorded: dict[int, Replay] = {}
+        self._plans: list[AttentionPlan] = []
+        """Whose memory the recordings write into; a recording holds addresses, not tensors."""
         self.replayed = 0
         """Steps served by a graph so far."""
         self.refused: Counter[str] = Counter()
@@ -74,7 +76,8 @@ class DecodeGraphs:
         """Record every size, the largest first; collective where ranks share the model."""
         for rows in reversed(self._sizes):
             metadata = self.buffers.metadata(rows, self._max_k)
-            run = partial(self._run, rows, self._backend.plan(metadata))
+            self._plans.append(self._backend.plan(metadata))
+            run = partial(self._run, rows, self._plans[-1])
             run()  # whatever compiles, measures or allocates for good does so before
             self._recorded[rows] = recorder.record(run)
             on_recorded(rows)

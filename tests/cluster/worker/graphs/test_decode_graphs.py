@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,32 @@ def test_sizes_are_recorded_largest_first_and_leave_the_dummy_block_clean(
     graphs.record(FakeRecorder(), told.append)
     assert told == [16, 4, 2]
     assert not any(layer[:, 0].any() for layer in runner._kv_cache)
+
+
+@torch.inference_mode()
+def test_what_a_plan_made_room_for_lives_as_long_as_its_recording(
+    tiny_checkpoint: Path, make_driver: Callable[..., Any]
+) -> None:
+    """A recording holds addresses: memory that only `run` kept is somebody else's at the replay."""
+    runner = make_driver(tiny_checkpoint, kernels="torch").workers[0]._runner
+    made: list[weakref.ref[Any]] = []
+
+    class Watched(DeviceAttention):
+        def plan(self, metadata: Any) -> Any:
+            plan = super().plan(metadata)
+            made.append(weakref.ref(plan))
+            return plan
+
+    class Forgetful:
+        def record(self, run: Callable[[], None]) -> Any:
+            return None
+
+    backend = Watched(runner._backend)
+    graphs = DecodeGraphs(runner._model, backend, runner._kv_cache, [4, 2], 256)
+    graphs.record(Forgetful())
+    gc.collect()
+    assert len(made) == 2
+    assert all(plan() is not None for plan in made)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from cluster.model.tp_group import TPGroup
 from cluster.request import SamplingParams
 from cluster.worker import memory
 from cluster.worker import worker as worker_module
+from cluster.worker.memory import LOGIT_BYTES, RankMemory
 from tests.cluster.worker.graphs.recording import DeviceAttention, FakeRecorder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=60)
@@ -55,6 +56,43 @@ def test_the_cache_is_sized_for_what_recorded_steps_leave(
     monkeypatch.setattr(memory, "graph_bytes", lambda make, sizes, device: 4321)
     rooms = [one._memory._cuda_room(one._loaded()) for one in (plain, worker)]
     assert rooms[0] - rooms[1] == 4321
+
+
+def test_a_step_larger_than_any_request_is_measured(
+    tiny_checkpoint: Path, make_driver: Callable[..., Any]
+) -> None:
+    limits = {"max_model_len": 32, "max_num_batched_tokens": 128}
+    worker = make_driver(tiny_checkpoint, kernels="torch", **limits).workers[0]
+    assert worker._memory.step_bytes(worker._loaded()) > 0
+
+
+def test_room_is_kept_for_the_draw_of_all_rows_and_their_drafts(
+    tiny_checkpoint: Path, make_driver: Callable[..., Any]
+) -> None:
+    def draw_bytes(**settings: Any) -> int:
+        settings |= {"kernels": "torch", "max_num_seqs": 4, "max_num_batched_tokens": 30}
+        worker = make_driver(tiny_checkpoint, **settings).workers[0]
+        return int(worker._memory.step_bytes(worker._loaded()))
+
+    a_position = 160 * (4 + LOGIT_BYTES)  # float32 logits on this device
+    assert draw_bytes(speculation="off") == 4 * a_position
+    assert draw_bytes(speculation="ngram", num_speculative_tokens=3) == 16 * a_position
+    assert draw_bytes(speculation="ngram", num_speculative_tokens=9) == 30 * a_position
+
+
+def test_a_second_model_has_its_cache_and_its_steps_reckoned(
+    tiny_checkpoint: Path, make_driver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"speculation": "draft", "draft_model_path": str(tiny_checkpoint)}
+    worker = make_driver(tiny_checkpoint, kernels="torch", num_kv_blocks=None, **small).workers[0]
+    a_block = worker.facts.block_size * worker.facts.kv_bytes_per_token
+    monkeypatch.setattr(Device, "is_cuda", True)
+    monkeypatch.setattr(Device, "total_memory", lambda self: 100 * a_block)
+    monkeypatch.setattr(Device, "free_memory", lambda self: 100 * a_block)
+    monkeypatch.setattr(RankMemory, "step_bytes", lambda self, model: 10 * a_block)
+    usable = 100 * worker.config.gpu_memory_utilization
+    assert worker._memory.num_kv_blocks(worker._loaded) == int(usable - 10)
+    assert worker.num_kv_blocks() == int((usable - 20) / 2)
 
 
 def test_a_cpu_records_nothing(tiny_checkpoint: Path, make_driver: Callable[..., Any]) -> None:
