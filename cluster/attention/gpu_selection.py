@@ -82,6 +82,8 @@ def _flash2(config: EngineConfig, device: Device, shape: HeadShape) -> Attention
         raise _Unfit("it is for Ampere, Ada and Hopper")
     _check_flash(config, shape)
     library = _imported("flash_attn")
+    if not hasattr(library, "flash_attn_with_kvcache"):
+        raise _Unfit("flash_attn is there, but not its generation 2")
     from cluster.attention.flash import Flash2Attention
 
     return _fitting(

@@ -44,7 +44,7 @@ STAGES = {
     "prefill": 200,
     "soak": 240,
     "attention": 180,
-    "peers": 300,
+    "peers": 360,
     "shards": 240,
 }
 """Seconds each may take; `tests/gpu/stage_<name>.py` has a `run(bench, told)`."""

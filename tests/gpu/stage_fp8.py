@@ -22,8 +22,12 @@ def run(bench: Bench, told: dict[str, Any]) -> None:
             _measure(bench, settings, plain, part)
         except (ValueError, RuntimeError) as error:
             part["error"] = f"{type(error).__name__}: {error}"
+        bench.save()
         gc.collect()
         bench.device.free_memory()
+    failed = [name for name in caches if "error" in told[name]]
+    if failed:
+        raise RuntimeError(f"no figures of: {', '.join(failed)}")
 
 
 def _measure(

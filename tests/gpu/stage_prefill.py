@@ -23,7 +23,10 @@ def run(bench: Bench, told: dict[str, Any]) -> None:
 def _chunk(bench: Bench, worker: RandomWorker, length: int) -> dict[str, Any]:
     shape = worker.model_config.shape
     seconds = bench.seconds(lambda: _compute(worker, length, 0))
-    linear = 2 * length * shape.num_layers * shape.layer_linear_params
+    params = shape.num_layers * shape.layer_linear_params
+    qkv = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim * shape.hidden_size
+    unasked = shape.layer_linear_params - qkv  # of the last layer, but for the last token
+    linear = 2 * length * (params - unasked)
     attention = 2 * length * length * shape.num_heads * shape.head_dim * shape.num_layers
     tflops = (linear + attention) / seconds / 1e12
     told = {"tokens_per_s": length / seconds, "tflops": tflops}

@@ -1,6 +1,7 @@
 """Clients of an AsyncEngine over a rank process; then the rank is killed."""
 
 import asyncio
+import itertools
 import os
 import signal
 import statistics
@@ -8,11 +9,12 @@ import time
 from typing import Any
 
 from cluster.engine.async_engine import AsyncEngine, EngineDeadError
-from cluster.request import EngineRequest, SamplingParams
+from cluster.request import EngineRequest, FinishReason, SamplingParams
 from cluster.text.tokenizer import Tokenizer
 from cluster.worker.process_gang import ProcessGang
 from tests.gpu.bench import Bench
 from tests.gpu.random_model import TOKENIZER, random_rank
+from tests.gpu.sweep import LIKE_SOAK
 
 
 def run(bench: Bench, told: dict[str, Any]) -> None:
@@ -33,40 +35,43 @@ async def _soak(bench: Bench, told: dict[str, Any]) -> None:
     told |= {"quantization": config.quantization, "start_s": time.perf_counter() - begun}
     bench.save()
     try:
-        clients, tokens = bench.pick((64, 512), (3, 12))
-        begun = time.perf_counter()
-        gaps = await asyncio.gather(*(_client(engine, n, tokens) for n in range(clients)))
-        seconds = time.perf_counter() - begun
-        between = sorted(gap for client in gaps for gap in client)
+        clients, tokens = bench.pick((LIKE_SOAK[0], 512), (3, 12))
+        heard = await asyncio.gather(*(_client(engine, n, tokens) for n in range(clients)))
+        between = sorted(b - a for times in heard for a, b in itertools.pairwise(times))
         told |= {
             "clients": clients,
-            "tokens_per_s": clients * tokens / seconds,
+            "tokens_per_s": _rate(heard),
             "gap_p50_ms": 1e3 * statistics.median(between),
             "gap_p99_ms": 1e3 * between[int(0.99 * len(between))],
         }
         alone = bench.done.get("decode", {})
         if config.quantization == "fp8":
             alone = bench.done.get("fp8", {}).get("weights", {})
-        decode = alone.get("batches", {}).get(str(clients))
-        if isinstance(decode, dict):
-            told["share_of_model_alone"] = told["tokens_per_s"] / decode["tokens_per_s"]
+        if "like the soak" in alone:
+            rate = alone["like the soak"]["tokens_per_s"]
+            told["share_of_model_alone"] = told["tokens_per_s"] / rate
         bench.save()
         told["killed_to_error_s"] = await _kill(engine)
     finally:
         await engine.stop()
 
 
+def _rate(heard: list[list[float]]) -> float:
+    """Tokens a second while everybody is served, prompts and the end left out."""
+    begin, end = max(times[0] for times in heard), min(times[-1] for times in heard)
+    return sum(begin < at <= end for times in heard for at in times) / (end - begin)
+
+
 async def _client(engine: AsyncEngine, number: int, tokens: int) -> list[float]:
-    """Seconds between its tokens."""
+    """When each of its tokens came."""
     params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
     prompt = [5 + (number + 7 * at) % 900 for at in range(64)]
-    last, gaps = None, []
-    async for _ in engine.generate(EngineRequest(f"client-{number}", prompt, params)):
-        now = time.perf_counter()
-        if last is not None:
-            gaps.append(now - last)
-        last = now
-    return gaps
+    times: list[float] = []
+    async for output in engine.generate(EngineRequest(f"client-{number}", prompt, params)):
+        times += [time.perf_counter()] * len(output.token_ids)
+        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            raise RuntimeError(f"client {number} after {len(times)} tokens: {output.error}")
+    return times
 
 
 async def _kill(engine: AsyncEngine) -> float:

@@ -10,29 +10,39 @@ from cluster.worker.graphs.decode_graphs import DecodeGraphs
 from tests.gpu.bench import Bench, decode_inputs
 from tests.gpu.random_model import RandomWorker
 
+MOST_TOKENS = 1 << 17
+"""In all contexts of a batch: a cache of 34 GB for the 32B."""
+LIKE_SOAK = (64, 320)
+"""Clients of the soak, and the tokens that they have in the middle of it."""
+
 
 def sweep(bench: Bench, worker: RandomWorker, precision: Precision, told: dict[str, Any]) -> None:
     """By batch size, into `told`; a size whose context does not fit the cache is left out."""
     facts = worker.facts
-    context = bench.pick(2048, 100)
     rows: dict[str, Any] = {}
     told |= {
         "attention": worker._backend.signature,
-        "context": context,
         "kv_blocks": facts.num_kv_blocks,
         "batches": rows,
     }
     for batch in bench.pick((1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 4)):
-        pages = batch * -(-context // facts.block_size)
-        if pages >= facts.num_kv_blocks or bench.out_of_time:
+        context = bench.pick(min(2048, MOST_TOKENS // batch), 100)
+        if not _fits(worker, batch, context) or bench.out_of_time:
             rows[str(batch)] = "the cache is too small" if not bench.out_of_time else "out of time"
             continue
-        row = _one(bench, worker, worker.graphs, batch, context)
+        row = {"context": context} | _one(bench, worker, worker.graphs, batch, context)
         row |= _floor(bench, worker, precision, batch, context)
         if "floor_ms" in row:
             row["share_of_floor"] = row["floor_ms"] / (row["graph_ms"] or row["eager_ms"])
         rows[str(batch)] = row
         bench.save()
+    soak = bench.pick(LIKE_SOAK, (3, 70))
+    if _fits(worker, *soak):
+        told["like the soak"] = _one(bench, worker, worker.graphs, *soak)
+
+
+def _fits(worker: RandomWorker, batch: int, context: int) -> bool:
+    return batch * -(-context // worker.facts.block_size) < worker.facts.num_kv_blocks
 
 
 def _one(

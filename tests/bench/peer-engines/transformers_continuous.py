@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,12 @@ def start(model: Path, threads: int, workload: Workload) -> Generate:
 def continuous(network: Any, pages: int) -> Iterator[Generate]:
     """The workload's engine over a loaded model, with a cache of so many pages; it works until the
     end of the context."""
+    known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+    page = "page_size" if "page_size" in known else "block_size"  # until 5.18
+    settings = {page: PAGE_TOKENS, "num_blocks": pages, "max_batch_tokens": STEP_TOKENS}
     manager = network.init_continuous_batching(
         GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
-        ContinuousBatchingConfig(
-            page_size=PAGE_TOKENS,
-            num_blocks=pages,
-            max_batch_tokens=STEP_TOKENS,
-            allow_block_sharing=False,
-        ),
+        ContinuousBatchingConfig(**settings, allow_block_sharing=False),
     )
     manager.start()
 
@@ -49,6 +48,8 @@ def continuous(network: Any, pages: int) -> Iterator[Generate]:
         while sum(clock.out) < tokens * len(prompts):
             output = manager.get_result(timeout=1.0)
             if output is None:
+                if not manager.is_running():
+                    raise RuntimeError(f"its loop ended: {getattr(manager, 'fatal_error', None)}")
                 continue
             if output.error:
                 raise RuntimeError(output.error)
