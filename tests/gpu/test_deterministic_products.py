@@ -24,7 +24,7 @@ def test_a_rows_product_has_the_same_bits_in_any_batch_and_place(
     generator = torch.Generator(device).manual_seed(4)
     weight.write(0, torch.randn(n, k, generator=generator, device=device))
     x = torch.randn(300, k, generator=generator, device=device).bfloat16()
-    alone = torch.cat([weight(row) for row in x[:40].split(1)])
+    alone = torch.cat([weight(row) for row in torch.split(x[:40], 1)])
     for beside in (40, 64, 129, 300):
         assert torch.equal(weight(x[:beside])[:40], alone)
     assert torch.equal(weight(x.flip(0)).flip(0)[:40], alone)
