@@ -256,7 +256,7 @@ class KVCacheManager:
         owners: Counter[int] = Counter()
         for table in tables:
             ids = table.block_ids
-            _require(len(set(ids)) == len(ids), f"a table holds a block twice: {ids}")
+            _require(len(set(ids)) == len(ids), "a table holds a block twice: {}", ids)
             owners.update(ids)
         unused = self.pool.unused()
         unused_ids = {block.block_id for block in unused}
@@ -264,14 +264,14 @@ class KVCacheManager:
         _require(0 not in owners and 0 not in unused_ids, "the dummy block was handed out")
         for block in self.pool.blocks[1:]:
             count = owners[block.block_id]
-            _require(block.ref_count == count, f"{block} is held by {count} tables")
-            _require((block.block_id in unused_ids) == (count == 0), f"{block} is lost")
+            _require(block.ref_count == count, "{} is held by {} tables", block, count)
+            _require((block.block_id in unused_ids) == (count == 0), "{} is lost", block)
         _require(len(unused) + len(owners) == self.pool.num_usable, "free + cached + used != all")
         _require(len(unused) == self.pool.num_unused, "the free list is miscounted")
         cached = [block for block in unused if block.digest is not None]
         _require(len(cached) == self.pool.num_unused_cached, "the cached blocks are miscounted")
         for digest, block in self.pool.cached():
-            _require(block.digest == digest, f"{block} is found under a digest not its own")
+            _require(block.digest == digest, "{} is found under a digest not its own", block)
 
     def _cached_prefix(self, table: BlockTable, token_ids: Sequence[int]) -> list[Block]:
         if not (self.enable_prefix_caching and table.takes_hits):
@@ -303,6 +303,6 @@ def root_digest(salt: bytes) -> bytes:
     return hashlib.sha256(b"deeprequest" + salt).digest()
 
 
-def _require(holds: bool, message: str) -> None:
+def _require(holds: bool, message: str, *about: object) -> None:
     if not holds:
-        raise RuntimeError(f"KV cache bookkeeping is broken: {message}")
+        raise RuntimeError(f"KV cache bookkeeping is broken: {message.format(*about)}")

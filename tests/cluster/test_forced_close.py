@@ -103,7 +103,7 @@ def run(core: EngineCore, requests: list[EngineRequest]) -> Answers:
         for output in core.step():
             tokens[output.request_id] += output.new_token_ids
             ends[output.request_id] = (output.finish_reason, output.stop_reason)
-            core.scheduler.check_integrity()
+        core.scheduler.check_integrity()
     return {name: (drawn, ends[name]) for name, drawn in tokens.items()}
 
 
