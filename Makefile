@@ -25,9 +25,8 @@ $(VENV)/.ready: pyproject.toml $(wildcard cluster/kernels/csrc/*)
 serve: setup
 	@$(BIN)/deeprequest serve --config configs/quickstart.yaml
 
-# Two at a time: what waits for a service leaves its core to what computes.
 test: setup
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope
+	@$(BIN)/python -m pytest
 
 check: setup
 	@$(BIN)/ruff check .

@@ -334,7 +334,6 @@ ray.shutdown()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 def test_live_serve_goes_from_one_replica_to_two_and_back(tmp_path: Path) -> None:
     environment = os.environ | {

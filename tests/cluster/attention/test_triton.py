@@ -99,7 +99,6 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.slow
 @settings(deadline=None, max_examples=RANDOM_CASES, database=None, derandomize=True)
 @given(cases(), st.booleans(), st.integers(0, 2), st.sampled_from([1, 2, 4]))
 def test_random_steps_equal_the_textbook(

@@ -51,7 +51,6 @@ def test_avx2_gives_the_bits_of_whatever_serves_here() -> None:
     assert elsewhere("-c", script) == widened_digest()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     len(extension.linear_variants()) == 1 or OLDER.items() <= os.environ.items(),
     reason="AVX2 is what the other tests ran on",

@@ -365,7 +365,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
             yield client
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_scripts_do_what_the_oracle_does_and_both_keep_the_invariants(client: redis.Redis) -> None:
     Machine.client = client
