@@ -111,8 +111,7 @@ def _lead(
     facts = msgspec.convert(worker.facts, EngineFacts, from_attributes=True)
     executor = GangExecutor(worker, list(peers.values()))
     link.send(Progress("warming up"))
-    with link.busy():
-        _warm_up(engine_core(spec.config, facts, executor), facts)
+    _warm_up(engine_core(spec.config, facts, executor), facts, link)
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection between steps need walk it again
     loop = CoreLoop(engine_core(spec.config, facts, executor), link)
@@ -164,7 +163,7 @@ def engine_core(config: EngineConfig, facts: EngineFacts, executor: Executor) ->
     return EngineCore(scheduler, executor, plans_ahead)
 
 
-def _warm_up(core: EngineCore, facts: EngineFacts) -> None:
+def _warm_up(core: EngineCore, facts: EngineFacts, link: RankLink) -> None:
     """A prefill, a decode and a released row through all ranks, drawn by chance and greedily, on
     books that are thrown away: what is compiled on its first use is compiled now."""
     room = min(facts.max_model_len, (facts.num_kv_blocks - 1) * facts.block_size)
@@ -173,7 +172,8 @@ def _warm_up(core: EngineCore, facts: EngineFacts) -> None:
         params = SamplingParams(temperature=temperature, max_tokens=WARM_UP_DRAWN, ignore_eos=True)
         core.add(EngineRequest(name, prompt, params))
         while core.has_work:
-            core.step()
+            with link.busy():
+                core.step()
 
 
 def _listening_address(spec: RankSpec, link: RankLink) -> str:

@@ -46,6 +46,9 @@ class PlainWeight:
         self.weight[row : row + rows.shape[0]].copy_(rows)
 
     def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
+        if full_precision and x.is_cuda and x.dtype is not torch.float32:
+            sums = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
+            return sums if self.bias is None else sums.add_(self.bias)
         if full_precision or x.shape[0] >= self._widen_from:
             bias = None if self.bias is None else self.bias.float()
             wide = F.linear(x.float(), self.weight.float(), bias)

@@ -89,10 +89,9 @@ class TPGroup:
         met: Collectives = by_library
         if backend == "symmetric" and one_host and device is not None:
             met = _beside(by_library, store, rank, size, device, ordered)
-        group = cls(rank, size, met)
         if device is not None:
-            group._call_once(device)
-        return group
+            _call_once(by_library, size, device)
+        return cls(rank, size, met)
 
     @property
     def collectives(self) -> str:
@@ -126,13 +125,6 @@ class TPGroup:
             return gathered
         return torch.cat(gathered.view(self.size, *x.shape).unbind(0), dim=-1)
 
-    def _call_once(self, device: torch.device) -> None:
-        """A library connects, and takes its memory, in its first calls: before it is measured what
-        is left, and not while a step is timed."""
-        numbers = torch.ones(64, device=device)
-        self.all_gather(numbers)
-        self.all_reduce(numbers)
-
     def limit(self, timeout_s: float) -> None:
         """From now on a collective fails after so long: steps are quick, unlike loading, for which
         ranks may take different times."""
@@ -143,6 +135,14 @@ class TPGroup:
         """Leave the group; collectives fail afterwards."""
         if self._collectives is not None:
             self._collectives.close()
+
+
+def _call_once(library: Collectives, size: int, device: torch.device) -> None:
+    """A library connects, and takes its memory, in its first calls: before it is measured what is
+    left, and not while a step is timed."""
+    numbers = torch.ones(64, device=device)
+    library.all_gather(numbers, torch.empty(size * len(numbers), device=device))
+    library.all_reduce(numbers)
 
 
 def _beside(

@@ -27,6 +27,8 @@ class DraftLimits(msgspec.Struct, frozen=True):
     num_blocks: int
     """The dummy block included."""
     block_size: int
+    step_tokens: int
+    """That a step may compute."""
     num_target_tokens: int
     """Ids at or above it do not exist for the large model."""
 
@@ -118,6 +120,7 @@ class DraftModel:
         }
         drafts: dict[int, list[int]] = {row: [] for row in rows}
         active = list(wanted)
+        self._catch_up(active)
         frame, depth = self._first_frame(active), 0
         while active:
             depth += 1
@@ -137,23 +140,39 @@ class DraftModel:
         mirror.blocks += [self._free.pop() for _ in range(missing)]
         return True
 
+    def _catch_up(self, rows: list[int]) -> None:
+        """Compute of long prompts, drawing nothing, what is too much for the step that draws."""
+        budget = self._limits.step_tokens
+        while rows and sum(self._missing(row) for row in rows) > budget:
+            row = max(rows, key=self._missing)
+            self._draw(self._entering([self._share(row, min(self._missing(row) - 1, budget))]))
+
     def _first_frame(self, rows: list[int]) -> SchedulerOutput:
+        return self._entering([self._share(row, self._missing(row)) for row in rows])
+
+    def _missing(self, row: int) -> int:
+        return len(self._rows[row].token_ids) - self._rows[row].num_computed
+
+    def _share(self, row: int, num_tokens: int) -> ScheduledRow:
+        mirror = self._rows[row]
+        start = mirror.num_computed
+        mirror.num_computed += num_tokens
+        return ScheduledRow(row, start, num_tokens, mirror.num_computed == len(mirror.token_ids))
+
+    def _entering(self, shares: list[ScheduledRow]) -> SchedulerOutput:
         """Every row anew with all it knows: the last draft may have been wrong."""
-        released = self._released + [row for row in rows if self._rows[row].entered]
+        mirrors = {share.row: self._rows[share.row] for share in shares}
+        released = self._released + [row for row, mirror in mirrors.items() if mirror.entered]
         self._released = []
-        started, scheduled = [], []
-        for row in rows:
-            mirror = self._rows[row]
+        started = []
+        for row, mirror in mirrors.items():
             mirror.entered = True
-            known, computed = len(mirror.token_ids), mirror.num_computed
             started.append(
                 StartedRow(
                     row, mirror.token_ids, mirror.num_prompt_tokens, mirror.blocks, mirror.params
                 )
             )
-            scheduled.append(ScheduledRow(row, computed, known - computed, True))
-            mirror.num_computed = known
-        return SchedulerOutput(0, released, started, [], scheduled)
+        return SchedulerOutput(0, released, started, [], shares)
 
     def _next_frame(self, rows: list[int]) -> SchedulerOutput:
         scheduled = []

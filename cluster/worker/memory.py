@@ -87,11 +87,13 @@ class RankMemory:
         if config.kv_cache_gib is not None:
             room = int(config.kv_cache_gib * GIB) // self._group.size
         elif self._device.is_cuda:
-            room = self._cuda_room(model()) - (beside.step_bytes() if beside else 0)
-            token_bytes += beside.kv_bytes_per_token if beside else 0
+            besides = beside.step_bytes() if beside else 0  # first: what it keeps is in use then
+            room = self._cuda_room(model()) - besides
         else:
             share = int(self._device.free_memory() * CPU_KV_SHARE)
             room = min(share, CPU_KV_BYTES) // self._group.size
+        if beside is not None and config.kv_cache_gib is None:
+            token_bytes += beside.kv_bytes_per_token
         with advised(self._plan, config):
             blocks = num_kv_blocks(room, token_bytes, config.block_size)
         if config.kv_cache_gib is None:
@@ -155,16 +157,15 @@ class RankMemory:
         return int(total * self._config.gpu_memory_utilization) - (total - free) - taken
 
     def step_bytes(self, model: Decoder) -> int:
-        """What steps will take of the GPU beside weights and cache: the peak of a prompt's chunk or
-        of a draw, whichever is more, and what recorded steps hold."""
+        """What steps will take of the GPU beside weights and cache: the peak of a prompt's chunk,
+        the logits that are drawn from meanwhile, and what recorded steps hold."""
         config, device = self._config, self._device
         longest = config.max_model_len or self._model_config.max_position
-        tokens = min(config.max_num_batched_tokens, self._model_config.max_position)
         device.reset_peak()
         kv_cache = self.allocate(1)
-        run_dummy(model, self._backend, kv_cache, tokens)
+        run_dummy(model, self._backend, kv_cache, config.max_num_batched_tokens)
         device.synchronize()
-        taken = max(device.peak_above_now(), self._draw_bytes())
+        taken = device.peak_above_now() + self._draw_bytes()
         if self._obstacle() is None:
             graphs = partial(DecodeGraphs, model, self._backend, kv_cache)
             taken += graph_bytes(lambda few: graphs(few, longest), self._graph_sizes(), device)

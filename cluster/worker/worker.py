@@ -295,7 +295,11 @@ class Worker:
         self.init_kv_cache(num_blocks)
         assert self._runner is not None
         limits = DraftLimits(
-            self.facts.max_model_len, num_blocks, self.config.block_size, num_target_tokens
+            self.facts.max_model_len,
+            num_blocks,
+            self.config.block_size,
+            self.config.max_num_batched_tokens,
+            num_target_tokens,
         )
         return DraftModel(self._runner.execute, limits, max_draft)
 

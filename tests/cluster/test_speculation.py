@@ -114,8 +114,17 @@ def plain(requests: list[EngineRequest]) -> Answers:
         {"num_speculative_tokens": 1},
         {"speculation": "draft", "draft_model_path": str(MODEL)},
         {"speculation": "draft", "draft_model_path": str(MODEL), "num_kv_blocks": 50},
+        {"speculation": "draft", "draft_model_path": str(MODEL), "max_num_batched_tokens": 40},
     ],
-    ids=["plain", "preempted", "chunked", "one ahead", "draft model", "draft model, preempted"],
+    ids=[
+        "plain",
+        "preempted",
+        "chunked",
+        "one ahead",
+        "draft model",
+        "draft model, preempted",
+        "draft model, chunked",
+    ],
 )
 def test_on_and_off_give_the_same_tokens(
     settings: dict[str, Any], requests: list[EngineRequest], plain: Answers

@@ -50,9 +50,9 @@ def _measure(bench: Bench, name: str, heads: tuple[int, int], page: int) -> Any:
         _, metadata = decode_inputs(batch, context, page, device)
         blocks = metadata.block_table.numel() + 1
         copies = bench.pick(-(-UNCACHED_BYTES // (batch * context * token_bytes)), 2)
+        layer_shape = (2, blocks, page, heads[1], 128)
         layers = itertools.cycle(
-            torch.zeros((2, blocks, page, heads[1], 128), dtype=dtype, device=device)
-            for _ in range(copies)
+            [torch.zeros(layer_shape, dtype=dtype, device=device) for _ in range(copies)]
         )
         qkv = torch.randn(batch, heads[0] + 2 * heads[1], 128, device=device).to(dtype)
         plan = backend.plan(metadata)

@@ -21,7 +21,8 @@ from tests.gpu.random_model import TOKENIZER, random_rank
 
 PEERS = Path(__file__).parents[1] / "bench" / "peer-engines"
 PAGE_TOKENS = 256
-Way = Callable[[], AbstractContextManager[Generate]]
+Way = Callable[[int], AbstractContextManager[Generate]]
+"""(prompts at once) -> who generates for them."""
 
 
 def run(bench: Bench, told: dict[str, Any]) -> None:
@@ -34,20 +35,34 @@ def run(bench: Bench, told: dict[str, Any]) -> None:
     told["quantization of ours"] = bench.quantization
     asyncio.run(_ours(bench, prompts, output, told))  # its process ends before their weights come
     model = _model(bench)
-    pages = batches[-1] * -(-(prompt + output) // PAGE_TOKENS) + 1
-    ways: dict[str, Way] = {
-        "generate": lambda: nullcontext(_script("transformers_generate").greedy(model)),
-        "continuous": lambda: _script("transformers_continuous").continuous(model, pages),
-    }
-    for name, way in ways.items():
-        for batch in batches if name == "generate" else batches[-1:]:
-            theirs = told[f"{name} {batch}"] = _attempt(bench, way, prompts[batch], output)
-            for figure in ("tokens_per_s", "end_to_end_tokens_per_s"):
-                if theirs.get(figure):
-                    theirs[f"ours_over_theirs, {figure}"] = (
-                        told[f"ours {batch}"][figure] / theirs[figure]
-                    )
-            bench.save()
+
+    def static(batch: int) -> AbstractContextManager[Generate]:
+        return nullcontext(_script("transformers_generate").greedy(model))
+
+    def continuous(batch: int) -> AbstractContextManager[Generate]:
+        pages = batch * -(-(prompt + output) // PAGE_TOKENS) + 1
+        opened: AbstractContextManager[Generate] = _script("transformers_continuous").continuous(
+            model, pages
+        )
+        return opened
+
+    for batch in batches:
+        _beside(bench, told, "generate", batch, _attempt(bench, static, prompts[batch], output))
+    for batch in reversed(batches):  # the largest that fits beside the weights
+        theirs = _attempt(bench, continuous, prompts[batch], output)
+        _beside(bench, told, "continuous", batch, theirs)
+        if "error" not in theirs:
+            break
+
+
+def _beside(
+    bench: Bench, told: dict[str, Any], name: str, batch: int, theirs: dict[str, Any]
+) -> None:
+    """Their figures, and ours over them."""
+    ours = told[f"ours {batch}"]
+    over = {f"ours_over_theirs, {f}": ours[f] / theirs[f] for f in ours if theirs.get(f)}
+    told[f"{name} {batch}"] = theirs | over
+    bench.save()
 
 
 async def _ours(
@@ -120,7 +135,7 @@ def _attempt(bench: Bench, way: Way, prompts: list[list[int]], output: int) -> d
     if bench.out_of_time:
         return {"error": "out of time"}
     try:
-        with way() as generate:
+        with way(len(prompts)) as generate:
             generate(prompts, 2)
             decode, end_to_end = rates(generate(prompts, output), len(prompts))
     except Exception as error:
