@@ -31,8 +31,9 @@ def device(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> Devi
     return Device(torch.device("cuda", 0))
 
 
-def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """These libraries of flash-attn, and no others."""
+def install(monkeypatch: pytest.MonkeyPatch, *names: str, **shown: object) -> None:
+    """These libraries of flash-attn, and no others; `shown`: all that is in them."""
+    shown = shown or {"__version__": "2.8.3", "flash_attn_with_kvcache": lambda: None}
     real = importlib.util.find_spec
 
     def find_spec(name: str) -> Any:
@@ -41,7 +42,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     for name in names:
         module = ModuleType(name)
-        module.__version__ = "2.8.3"  # type: ignore[attr-defined]
+        vars(module).update(shown)
         monkeypatch.setitem(sys.modules, name, module)
 
 
@@ -161,3 +162,10 @@ def test_a_library_that_was_built_for_another_torch_counts_as_absent(
     chosen = choose(monkeypatch, AMPERE, block_size=256)
     assert chosen.backend.name == "triton"
     assert "flash_attn cannot be imported: undefined symbol" in chosen.reason
+
+
+def test_generation_4_alone_is_no_generation_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "flash_attn", cute=None)
+    chosen = choose(monkeypatch, AMPERE, block_size=256)
+    assert chosen.backend.name == "triton"
+    assert "flash_attn 2: flash_attn is there, but not its generation 2" in chosen.reason
