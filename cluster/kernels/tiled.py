@@ -38,8 +38,6 @@ class TiledWeight:
 
     def __call__(self, x: Tensor, full_precision: bool = False) -> Tensor:
         rows = len(x)
-        if not rows:
-            return self._weight(x, full_precision)
         whole = F.pad(x, (0, 0, 0, -rows % TILE))
         products = [self._weight(tile, full_precision) for tile in torch.split(whole, TILE)]
         return torch.cat(products)[:rows]

@@ -50,6 +50,6 @@ async def test_the_sdk_with_its_default_retries_sees_no_error_at_twice_the_load(
         await asyncio.gather(*(ask(4) for _ in range(CLIENTS)))
     refused, back = answers["0", 429], answers["1", 200]
     assert refused >= CLIENTS / 4
-    # All of them where nothing else runs; who comes late, as on a busy machine, comes once more.
-    # Where nobody is promised a time, hardly more than half are served.
+    # All of them on a quiet machine; where the loop stands still for half a second, who comes late
+    # comes once more.
     assert back >= 0.6 * refused

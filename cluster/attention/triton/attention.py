@@ -93,7 +93,7 @@ class TritonAttention:
     def _room_of(self, numbers: int, device: torch.device) -> Tensor:
         """Of float32, shared by all plans: they are followed one after the other."""
         if self._room is None or len(self._room) < numbers:
-            self._room = None
+            self._room = None  # the smaller one goes first
             self._room = torch.empty(numbers, dtype=torch.float32, device=device)
         return self._room[:numbers]
 

@@ -31,7 +31,7 @@ def continuous(network: Any, pages: int) -> Iterator[Generate]:
     """The workload's engine over a loaded model, with a cache of so many pages; it works until the
     end of the context."""
     known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
-    page = "page_size" if "page_size" in known else "block_size"  # until 5.18
+    page = "page_size" if "page_size" in known else "block_size"  # so in 5.17
     settings = {page: PAGE_TOKENS, "num_blocks": pages, "max_batch_tokens": STEP_TOKENS}
     manager = network.init_continuous_batching(
         GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),

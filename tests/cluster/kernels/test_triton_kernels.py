@@ -16,6 +16,7 @@ from cluster.device import Device
 from cluster.kernels.fp8 import Fp8Weight
 from cluster.kernels.kernels import Quantization
 from cluster.kernels.selection import select_kernels
+from cluster.kernels.tiled import TILE, TiledWeight
 from cluster.kernels.torch_kernels import TorchKernels
 from cluster.kernels.triton_kernels import TritonKernels
 from tests.bench import bench_quantization
@@ -55,6 +56,17 @@ def test_a_gpu_takes_triton_where_it_can_be_imported(monkeypatch: pytest.MonkeyP
 def test_compiled_cpu_kernels_are_refused_on_a_gpu() -> None:
     with pytest.raises(RuntimeError, match="kernels: native cannot be served: the device is a GPU"):
         select_kernels(GPU, torch.bfloat16, config(kernels="native"))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_deterministic_mode_cuts_products_itself_or_is_refused_on_a_gpu() -> None:
+    kernels = select_kernels(GPU, torch.bfloat16, config(deterministic=True))
+    assert f"by {TILE} rows" in kernels.signature()
+    with pytest.raises(RuntimeError, match="deterministic: true cannot be served: kernels: torch"):
+        select_kernels(GPU, torch.bfloat16, config(deterministic=True, kernels="torch"))
+    made = TritonKernels(CPU, torch.bfloat16, deterministic=True)
+    assert isinstance(made.linear_weight(16, 16), TiledWeight)
+    assert isinstance(made.head_weight(16, 16), TiledWeight)
 
 
 @pytest.mark.parametrize("quantization", ["none", "fp8"])
