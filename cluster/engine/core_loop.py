@@ -1,7 +1,8 @@
 """CoreLoop: what rank 0's main thread does for the rest of its life.
 
 Owns the alternation of inbox and step: take in what came, step while there is work, send one frame
-per step, sleep in the kernel when there is none. Knows no processes and no torch.
+per step, sleep in the kernel when there is none. A request with a grammar is taken in when all
+ranks have compiled it. Knows no processes and no torch.
 """
 
 from collections.abc import Iterator
@@ -10,13 +11,17 @@ from typing import Protocol
 
 from cluster.engine.core_messages import AbortRequest, AddRequest, StepOutputs, ToRank
 from cluster.engine.engine_core import EngineCore
+from cluster.engine.grammar_wait import GrammarWait
 from cluster.request import EngineCoreOutput, EngineCoreOutputs
+
+GRAMMAR_POLL_S = 0.002
+"""How often an idle loop asks whether a grammar is compiled."""
 
 
 class Inbox(Protocol):
     """What the loop needs of `cluster.engine.rank_link.RankLink`."""
 
-    def pending(self) -> bool: ...
+    def pending(self, timeout_s: float = 0.0, /) -> bool: ...
 
     def receive(self) -> ToRank: ...
 
@@ -28,9 +33,10 @@ class Inbox(Protocol):
 class CoreLoop:
     """Drives an engine core by what its replica asks."""
 
-    def __init__(self, core: EngineCore, link: Inbox) -> None:
+    def __init__(self, core: EngineCore, link: Inbox, grammars: GrammarWait) -> None:
         self._core = core
         self._link = link
+        self._grammars = grammars
 
     def run(self) -> None:
         """Never returns.
@@ -46,23 +52,35 @@ class CoreLoop:
         messages = list(self._messages())
         with self._link.busy():
             outputs = [output for message in messages if (output := self._take_in(message))]
+            ready = self._grammars.take_ready()
+            outputs += [output for request in ready if (output := self._core.add(request))]
             if self._core.has_work:
                 outputs += self._core.step()
         self.report(outputs)
 
     def report(self, outputs: list[EngineCoreOutput]) -> None:
         """One frame, with the load as it is now."""
-        self._link.send(StepOutputs(EngineCoreOutputs(outputs, self._core.stats())))
+        stats = self._core.stats()
+        stats.waiting += len(self._grammars)
+        self._link.send(StepOutputs(EngineCoreOutputs(outputs, stats)))
 
     def _messages(self) -> Iterator[ToRank]:
-        if not self._core.has_work:
+        if not self._core.has_work and not self._wait_for_grammar():
             yield self._link.receive()
         while self._link.pending():
             yield self._link.receive()
 
+    def _wait_for_grammar(self) -> bool:
+        """Sleep until one is compiled or a message comes; False if none is being compiled."""
+        while self._grammars and not self._grammars.has_ready():
+            if self._link.pending(GRAMMAR_POLL_S):
+                break
+        return bool(self._grammars)
+
     def _take_in(self, message: ToRank) -> EngineCoreOutput | None:
-        if isinstance(message, AddRequest):
+        if isinstance(message, AddRequest) and not self._grammars.hold(message.request):
             return self._core.add(message.request)
         if isinstance(message, AbortRequest):
+            self._grammars.drop(message.request_id)
             self._core.abort(message.request_id)
         return None

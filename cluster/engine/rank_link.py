@@ -81,9 +81,9 @@ class RankLink:
         """The next message; waits for it. Raises ChannelClosedError when the replica is gone."""
         return decode_to_rank(self._channel.receive())
 
-    def pending(self) -> bool:
-        """Whether `receive` has something to do at once."""
-        return self._channel.poll(0.0)
+    def pending(self, timeout_s: float = 0.0) -> bool:
+        """Whether `receive` has something to do, or will within the time."""
+        return self._channel.poll(timeout_s)
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:

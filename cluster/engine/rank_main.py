@@ -26,6 +26,7 @@ from cluster.config import EngineConfig
 from cluster.engine.core_loop import CoreLoop
 from cluster.engine.core_messages import EngineFacts, Progress, Ready, Start
 from cluster.engine.engine_core import EngineCore
+from cluster.engine.grammar_wait import GrammarWait
 from cluster.engine.kv_cache import KVCacheManager
 from cluster.engine.rank_link import RankLink
 from cluster.engine.scheduler import Scheduler, SchedulerConfig
@@ -38,6 +39,7 @@ from cluster.worker.channel import (
 )
 from cluster.worker.executor import SETTLE, Executor, GangExecutor, Launched
 from cluster.worker.gang import RankSpec
+from cluster.worker.grammar_call import GrammarCall, answered_grammar
 
 COLLECTIVE_TIMEOUT_S = 600.0
 """Behind the watch of steps; ranks may load at different speeds."""
@@ -67,6 +69,8 @@ class RankWorker(Protocol):
     def launch(self, frame: SchedulerOutput) -> Launched: ...
 
     def follow(self, frame: SchedulerOutput | None) -> None: ...
+
+    def compile_grammar(self, source: str, done: Callable[[], None]) -> None: ...
 
 
 MakeWorker = Callable[[RankSpec, str], RankWorker]
@@ -114,7 +118,8 @@ def _lead(
     _warm_up(engine_core(spec.config, facts, executor), facts, link)
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection between steps need walk it again
-    loop = CoreLoop(engine_core(spec.config, facts, executor), link)
+    grammars = GrammarWait(GrammarCall(worker, list(peers.values())))
+    loop = CoreLoop(engine_core(spec.config, facts, executor), link, grammars)
     loop.report([])
     link.send(Ready(facts))
     loop.run()
@@ -132,7 +137,8 @@ def _follow(
     while True:
         frame = channel.receive()
         with link.busy():
-            worker.follow(decode_scheduler_output(frame) if frame != SETTLE else None)
+            if not answered_grammar(frame, worker, channel):
+                worker.follow(decode_scheduler_output(frame) if frame != SETTLE else None)
 
 
 def _ready_worker(

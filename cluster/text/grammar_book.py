@@ -1,13 +1,13 @@
 """GrammarBook: compiled grammars, each compiled once, beside the steps of a rank.
 
 Owns the thread that compiles (at low priority, and without the interpreter's lock) and the most
-recently used grammars. A row's grammar is prepared when the row begins and needed when its thoughts
-end, so nobody waits for it but an answer without thoughts. Knows no rows.
+recently used grammars. Knows no rows.
 """
 
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +39,12 @@ class GrammarBook:
         self._bytes += len(source)
         while len(self._begun) > MAX_GRAMMARS or (self._bytes > MAX_BYTES and len(self._begun) > 1):
             self._bytes -= len(self._begun.popitem(last=False)[0])
+
+    def compile(self, source: str, done: Callable[[], None]) -> None:
+        """Begin to compile a grammar. `done` is called when it is, or when it cannot be: by the
+        thread that compiles, or at once."""
+        self.prepare(source)
+        self._begun[source].add_done_callback(lambda _: done())
 
     def matcher(self, source: str) -> Matcher:
         """A new answer's place in a grammar; waits until it is compiled.

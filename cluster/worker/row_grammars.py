@@ -11,7 +11,7 @@ A draft is followed as if it were drawn: the position behind it has the mask tha
 then. So a draft stands only where it would have been drawn, with a grammar as without.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +33,8 @@ class Grammars(Protocol):
     """What a rank needs of `cluster.text.grammar_book.GrammarBook`."""
 
     def prepare(self, source: str, /) -> None: ...
+
+    def compile(self, source: str, done: Callable[[], None], /) -> None: ...
 
     def matcher(self, source: str, /) -> Matcher:
         """Waits until the grammar is compiled. Raises ValueError."""

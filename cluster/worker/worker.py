@@ -11,6 +11,7 @@ way, which it returns and never writes back into the config. Knows no sockets an
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -323,6 +324,13 @@ class Worker:
     def follow(self, frame: SchedulerOutput | None) -> None:
         """Another rank's step: see `ModelRunner.follow`. Raises as `execute` does."""
         self._started().follow(frame)
+
+    def compile_grammar(self, source: str, done: Callable[[], None]) -> None:
+        """Begin to compile a grammar that a row will need; see `GrammarCall`."""
+        if self._grammars is None:
+            done()
+        else:
+            self._grammars.compile(source, done)
 
     def _started(self) -> ModelRunner:
         assert self._runner is not None, "init_kv_cache first"

@@ -66,7 +66,12 @@ class Sender(threading.Thread):
         self.join()
 
     def _body(self, number: int) -> dict[str, Any]:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        body: dict[str, Any] = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 4,
+            "reasoning_effort": "none",  # the grammar is needed at once
+        }
         schema = self._schemas[number % len(self._schemas)]
         if schema is None:
             return body

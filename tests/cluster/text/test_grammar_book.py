@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,15 @@ def test_what_went_wrong_is_told_when_the_grammar_is_needed(tmp_path: Path) -> N
     nowhere.prepare(ANSWERS[0])
     with pytest.raises(TokenizerError):
         nowhere.matcher(ANSWERS[0])
+
+
+@pytest.mark.parametrize("source", [ANSWERS[0], "no grammar at all"])
+def test_who_asks_for_a_grammar_is_told_when_there_is_nothing_left_to_wait_for(source: str) -> None:
+    book = GrammarBook(MODEL)
+    told = threading.Event()
+    book.compile(source, told.set)
+    assert told.wait(60)
+    again = threading.Event()
+    book.compile(source, again.set)
+    assert again.is_set()
+    assert book._begun[source].done()
