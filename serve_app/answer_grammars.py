@@ -4,9 +4,9 @@ Owns which field is told to be at fault when it cannot be had. Knows no HTTP and
 """
 
 from cluster.request import MAX_GRAMMAR_CHARS
-from cluster.text.grammar_trial import OUT_OF_TIME
 from cluster.text.json_grammar import json_answer
 from cluster.text.tool_calls import answer_with_calls
+from cluster.text.trial_process import OUT_OF_TIME
 from serve_app.grammar_gate import GrammarGate
 from serve_app.openai.answer_form import Form
 from serve_app.openai.errors import ApiError

@@ -27,6 +27,10 @@ class GrammarGate:
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()
         self._waiting = 0
 
+    def start(self) -> None:
+        """Start what trials need; else the first waits for it."""
+        self._trial.start()
+
     async def report(self, source: str) -> str:
         """Why a grammar cannot be served, "" if it can. It may quote the grammar.
 

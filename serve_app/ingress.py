@@ -104,6 +104,7 @@ class Ingress:
             self._deltas,
             metrics,
         )
+        self._desk.gate.start()
         replies = Replies(self._store, self._door.ingress, _reply_settings(config))
         self._once = Once(replies, metrics, config.http.stall_timeout_s)
         await asyncio.gather(self._door.start(), self._deltas.start())

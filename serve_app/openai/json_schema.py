@@ -88,13 +88,15 @@ def check_schema(schema: Mapping[str, Any], param: str) -> None:
     if len(orjson.dumps(schema)) > MAX_SCHEMA_BYTES:
         raise _invalid(param, f"It is larger than {MAX_SCHEMA_BYTES} bytes.")
     choices = 0
-    for part, depth in _parts(schema):
+    for depth, parts in enumerate(_levels(schema), start=1):
         if depth > MAX_DEPTH:
             raise _invalid(param, f"It is nested more than {MAX_DEPTH} levels deep.")
-        if unsupported := sorted(_UNSUPPORTED & part.keys()):
-            raise _invalid(param, f"The keyword '{unsupported[0]}' is not supported.")
-        values = part.get("enum")
-        choices += len(values) if isinstance(values, list) else 0
+        for part in parts:
+            if not _UNSUPPORTED.isdisjoint(part):
+                keyword = min(_UNSUPPORTED.intersection(part))
+                raise _invalid(param, f"The keyword '{keyword}' is not supported.")
+            values = part.get("enum")
+            choices += len(values) if isinstance(values, list) else 0
         if choices > MAX_CHOICES:
             raise _invalid(param, f"Its 'enum' hold more than {MAX_CHOICES} values.")
 
@@ -107,32 +109,35 @@ def refusal(report: str, param: str) -> ApiError:
 
 def _nesting(value: Any) -> int:
     """How deep containers lie within each other, as far as that is allowed and one more."""
-    level, depth = [value], 0
+    level, depth = _containers([value]), 0
     while level and depth <= MAX_NESTING:
-        containers = [one for one in level if isinstance(one, dict | list)]
-        depth += bool(containers)
-        level = []
-        for one in containers:
-            level += one.values() if isinstance(one, dict) else one
+        depth += 1
+        within: list[Any] = []
+        for one in level:
+            within += one.values() if type(one) is dict else one
+        level = _containers(within)
     return depth
 
 
-def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """The schema and those within it, one level deeper each."""
-    waiting: list[tuple[Any, int]] = [(schema, 1)]
-    while waiting:
-        part, depth = waiting.pop()
-        if not isinstance(part, dict):
-            continue
-        yield part, depth
-        within = [part.get(name) for name in ONE]
-        for name in LISTED:
-            listed = part.get(name)
-            within += listed if isinstance(listed, list) else []
-        for name in NAMED:
-            named = part.get(name)
-            within += named.values() if isinstance(named, dict) else []
-        waiting += [(one, depth + 1) for one in within]
+def _containers(values: list[Any]) -> list[Any]:
+    return [one for one in values if type(one) is dict or type(one) is list]
+
+
+def _levels(schema: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """The schema, those within it, those within these, and so on."""
+    level: list[Any] = [schema]
+    while level:
+        yield level
+        within: list[Any] = []
+        for part in level:
+            for name, value in part.items():
+                if type(value) is list:
+                    within += value if name in LISTED else ()
+                elif name in ONE:
+                    within.append(value)
+                elif type(value) is dict and name in NAMED:
+                    within += value.values()
+        level = [one for one in within if type(one) is dict]
 
 
 def _invalid(param: str, reason: str) -> ApiError:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from cluster.text.grammar import GrammarCompiler, GrammarError, Matcher
-from cluster.text.grammar_trial import _some_id
 from cluster.text.json_grammar import ANY_OBJECT, json_answer
 from cluster.text.tokenizer import Tokenizer
+from cluster.text.trial_process import some_id
 from cluster.worker.allowed import Allowed, forbid_others
 from tests.cluster.text.grammar_bombs import BOMBS
 from tests.e2e.conformance.structured_schemas import SCHEMAS
@@ -40,7 +40,7 @@ def masks(begun: Matcher) -> list[float]:
             start = time.perf_counter()
             mask = matcher.mask()
             seconds.append(time.perf_counter() - start)
-            matcher.push(_some_id(mask, chance))
+            matcher.push(some_id(mask, chance))
     return seconds
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from cluster.request import SamplingParams
-from cluster.text.grammar_trial import OUT_OF_TIME
 from cluster.text.json_grammar import ANY_OBJECT, json_answer
 from cluster.text.tool_calls import CallRule, Tool, answer_with_calls
+from cluster.text.trial_process import OUT_OF_TIME
 from serve_app import answer_grammars
 from serve_app.deltas import Submission
 from serve_app.grammar_gate import GrammarGate
