@@ -6,7 +6,8 @@ themselves: it is their names that are chosen.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticCustomError
 
 from serve_app.openai.body import Strict
 
@@ -20,10 +21,21 @@ class FunctionName(Strict):
 
 
 class NamedTool(Strict):
-    """A function of `tools`; as the choice, the one that must be called."""
+    """A function of `tools`."""
 
     type: Literal["function"]
     function: FunctionName
+
+
+class OneToolChoice(NamedTool):
+    """The function that must be called."""
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _no_other_kind(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "function":
+            raise PydanticCustomError("invalid_value", "must be 'function' or 'allowed_tools'")
+        return value
 
 
 class AllowedTools(Strict):
@@ -49,7 +61,7 @@ def _shape(value: Any) -> str | None:
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<string>")]
-    | Annotated[NamedTool, Tag("<one>")]
+    | Annotated[OneToolChoice, Tag("<one>")]
     | Annotated[AllowedToolChoice, Tag("<some>")],
     Discriminator(
         _shape,
@@ -61,7 +73,7 @@ ToolChoice = Annotated[
 
 def chosen_functions(choice: ToolChoice | None) -> dict[str, str]:
     """The names that are chosen, each by the field that holds it; none: all functions."""
-    if isinstance(choice, NamedTool):
+    if isinstance(choice, OneToolChoice):
         return {"tool_choice.function.name": choice.function.name}
     if isinstance(choice, AllowedToolChoice):
         tools = enumerate(choice.allowed_tools.tools)
@@ -74,7 +86,7 @@ def must_call(choice: ToolChoice | None) -> bool:
     """Whether an answer without a call is ruled out."""
     if isinstance(choice, AllowedToolChoice):
         return choice.allowed_tools.mode == "required"
-    return choice == "required" or isinstance(choice, NamedTool)
+    return choice == "required" or isinstance(choice, OneToolChoice)
 
 
-CHOICE_MODELS = (AllowedToolChoice, AllowedTools, NamedTool, FunctionName)
+CHOICE_MODELS = (AllowedToolChoice, AllowedTools, OneToolChoice, NamedTool, FunctionName)

@@ -20,7 +20,7 @@ from serve_app.openai.reasoning_format import ReasoningFormat
 from serve_app.openai.tool_choice import (
     CHOICE_MODELS,
     MAX_TOOLS,
-    NamedTool,
+    OneToolChoice,
     ToolChoice,
     chosen_functions,
     must_call,
@@ -88,7 +88,7 @@ class ToolFields(AnswerFormFields):
         functions = [asked.function for asked in self.tools]
         tools = [_tool(one) for one in functions if not chosen or one.name in chosen]
         parallel = self.parallel_tool_calls is not False
-        one_only = isinstance(self.tool_choice, NamedTool)
+        one_only = isinstance(self.tool_choice, OneToolChoice)
         return Calling(tools, CallRule(must_call(self.tool_choice), parallel and not one_only))
 
     def shown_reasoning(self) -> ReasoningFormat:

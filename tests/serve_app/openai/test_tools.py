@@ -173,3 +173,14 @@ def test_what_cannot_be_is_refused_by_the_field_at_fault(
     error = refused(**fields)
     assert error.param == param
     assert code in (None, error.code)
+
+
+def test_a_choice_of_another_kind_is_told_the_kinds_that_are_known() -> None:
+    error = refused(tools=[tool()], tool_choice={"type": "custom", "custom": {"name": "weather"}})
+    assert error.param == "tool_choice.type"
+    assert error.message.endswith("must be 'function' or 'allowed_tools'.")
+    among = {"type": "custom", "custom": {"name": "weather"}}
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [among]}}
+    error = refused(tools=[tool()], tool_choice=choice)
+    assert error.param == "tool_choice.allowed_tools.tools[0].type"
+    assert error.message.endswith("must be 'function'.")
