@@ -24,26 +24,39 @@ struct CacheView {
   int64_t head_dim;
 };
 
+// Adds `words` words of 16 keys, from word `step` of the head on, to the scores of R rows.
+template <class Math, int R>
+inline void add_words(Lanes (&sums)[R], const float* const* queries, int64_t step,
+                      const Bits (&keys)[16], int64_t words, Ahead& ahead) {
+  if (words == 16) {
+#pragma GCC unroll 16
+    for (int word = 0; word < 16; ++word) {
+      if (word % 4 == 0) ahead.step();
+      Math::template add_word<R>(sums, queries, step + word, keys[word]);
+    }
+    return;
+  }
+  for (int word = 0; word < words; ++word) {
+    if (word % 4 == 0) ahead.step();
+    Math::template add_word<R>(sums, queries, step + word, keys[word]);
+  }
+}
+
 // Scores of R rows against 16 keys from `key` on.
 template <class Math, int R>
 inline void score_keys(const CacheView<Math>& view, int64_t key, const float* const* queries,
                        float (*scores)[TILE_KEYS], Ahead& ahead) {
-  const int64_t steps = view.head_dim / Math::PER;
+  const int64_t steps = view.head_dim / Math::CACHED_PER;
   Lanes sums[R];
   for (int r = 0; r < R; ++r) sums[r] = fill(0);
   for (int64_t step = 0; step < steps; step += 16) {
     const int64_t words = std::min<int64_t>(16, steps - step);
     Bits rows[16];
     for (int i = 0; i < 16; ++i)
-      rows[i] = Math::load_words(view.keys + view.slots[key + i] * view.stride + step * Math::PER,
-                                 first_lanes(words));
+      rows[i] = load_bytes(
+          view.keys + view.slots[key + i] * view.stride + step * Math::CACHED_PER, 4 * words);
     transpose(rows);
-    for (int word = 0; word < 16; ++word) {
-      if (word >= words) break;
-      if (word % 4 == 0) ahead.step();
-      for (int r = 0; r < R; ++r)
-        sums[r] = Math::dot(sums[r], fill(queries[r][step + word]), as_lanes(rows[word]));
-    }
+    add_words<Math, R>(sums, queries, step, rows, words, ahead);
   }
   for (int r = 0; r < R; ++r) store(scores[r] + key, sums[r]);
 }

@@ -13,6 +13,7 @@ namespace {
 struct PairMath {
   using Element = bf16_t;
   static constexpr int PER = 2;
+  static constexpr int CACHED_PER = 2;
   static constexpr int64_t ROWS = VECTOR_ROWS;
 
   static void attend_rows(int n, const TileView& tile, const float* const* queries,
@@ -22,6 +23,12 @@ struct PairMath {
 
   static __m512 dot(__m512 sum, __m512 a, __m512 b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+
+  template <int R>
+  static void add_word(__m512 (&sums)[R], const float* const* queries, int64_t step, __m512i keys) {
+    for (int r = 0; r < R; ++r)
+      sums[r] = dot(sums[r], fill(queries[r][step]), _mm512_castsi512_ps(keys));
   }
 
   static __m512i load_words(const bf16_t* p, __mmask16 lanes) {

@@ -77,6 +77,8 @@ class PieceRun {
  private:
   bool is_shared() const { return piece_.first_partial >= 0; }
 
+  bool is_direct() const { return rows_ <= DIRECT_ROWS; }
+
   int64_t row_index(int64_t head, int64_t row) const {
     return (head - piece_.first_kv_head) * rows_ + row;
   }
@@ -108,7 +110,8 @@ class PieceRun {
 
   // How often a tile of `count` keys gives the time to read ahead.
   int64_t ahead_steps(int64_t count) const {
-    const int64_t key_blocks = (count + 15) / 16 * ((steps_ + 15) / 16);
+    const int64_t words = is_direct() ? call_.head_dim / Math::CACHED_PER : steps_;
+    const int64_t key_blocks = (count + 15) / 16 * ((words + 15) / 16);
     return heads_ * (4 * key_blocks + (count + Math::PER - 1) / Math::PER);
   }
 
@@ -118,7 +121,7 @@ class PieceRun {
     const CacheView<Math> cached{static_cast<const Element*>(call_.keys) + offset,
                                  static_cast<const Element*>(call_.values) + offset,
                                  slots, width, count, call_.head_dim};
-    if (rows_ <= DIRECT_ROWS) {
+    if (is_direct()) {
       attend_group(tile, head, first_row(tile), rows_ - first_row(tile),
                    [&](int n, const float* const* queries, const int64_t* visible,
                        float* const* partials) {

@@ -202,6 +202,16 @@ inline Lanes scale_by_power(Lanes x, Lanes whole) {
 }
 
 // Halves are folded onto each other, as in the wider register.
+inline Lanes interleaved(__m256 even, __m256 odd) {
+  const __m256 inner = _mm256_unpacklo_ps(even, odd), outer = _mm256_unpackhi_ps(even, odd);
+  return {_mm256_permute2f128_ps(inner, outer, 0x20), _mm256_permute2f128_ps(inner, outer, 0x31)};
+}
+inline void interleave(Lanes& even, Lanes& odd) {
+  const Lanes first = interleaved(even.low, odd.low);
+  odd = interleaved(even.high, odd.high);
+  even = first;
+}
+
 inline float sum_of(Lanes x) {
   const __m256 eight = _mm256_add_ps(x.high, x.low);
   const __m128 four = _mm_add_ps(_mm256_extractf128_ps(eight, 1), _mm256_castps256_ps128(eight));

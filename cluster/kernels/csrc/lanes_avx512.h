@@ -113,6 +113,15 @@ inline Lanes nearest(Lanes x) {
 // x * 2^whole for whole numbers from -126 to 127.
 inline Lanes scale_by_power(Lanes x, Lanes whole) { return _mm512_scalef_ps(x, whole); }
 
+// even[0] odd[0] even[1] odd[1] ...: the first 16 of them, and the others.
+inline void interleave(Lanes& even, Lanes& odd) {
+  const Bits low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const Bits high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const Lanes first = _mm512_permutex2var_ps(even, low, odd);
+  odd = _mm512_permutex2var_ps(even, high, odd);
+  even = first;
+}
+
 inline float sum_of(Lanes x) { return _mm512_reduce_add_ps(x); }
 inline float highest_of(Lanes x) { return _mm512_reduce_max_ps(x); }
 
