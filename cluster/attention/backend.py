@@ -96,13 +96,14 @@ class AttentionBackend(Protocol):
     name: str
     signature: str
     """What may change the bits of a result."""
-    capture_ok: bool
-    """Whether a plan of decode rows alone may be captured in a CUDA graph and replayed.
+    captured_queries: int
+    """Up to how many queries a row may have in a plan that is captured in a CUDA graph and
+    replayed; 0: none can be.
 
     Such a plan reads the metadata's tensors on the device, at every call. So the tensors may be
-    buffers that are overwritten in place before each replay, while B and `max_k` stay: no row may
-    grow longer than the `max_k` that was planned with. Rows that only pad have length 0, pages 0
-    and slot 0; they come back as zeros.
+    buffers that are overwritten in place before each replay, while B, T, `max_q` and `max_k` stay:
+    no row may have more queries, or grow longer, than was planned with. Rows that only pad have
+    length 0, pages 0, slot 0 and one query or none; the query comes back as zeros.
     """
 
     def plan(self, metadata: AttentionMetadata) -> AttentionPlan:

@@ -56,7 +56,7 @@ class TorchAttention:
 
     name = "cpu"
     signature = "torch"
-    capture_ok = False
+    captured_queries = 0
 
     def __init__(self, block_size: int, kv_width: int, dtype: torch.dtype) -> None:
         """`kv_width`: K * H of one rank; `dtype` of queries, keys and values."""

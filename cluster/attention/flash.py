@@ -25,7 +25,7 @@ class Flash2Attention:
     """The package `flash-attn` 2.x."""
 
     name = "flash_attn"
-    capture_ok = True
+    captured_queries = 1
 
     def __init__(
         self, library: Any, block_size: int, shape: HeadShape, deterministic: bool
@@ -107,7 +107,8 @@ class Flash3Attention:
     """FlashAttention 3, for Hopper: the module `flash_attn_interface`."""
 
     name = "flash_attn"
-    capture_ok = True
+    captured_queries = 64
+    """Of drafts; nothing in it depends on their number."""
 
     def __init__(self, library: Any, shape: HeadShape, deterministic: bool) -> None:
         """`library`: the module `flash_attn_interface`."""

@@ -18,7 +18,7 @@ class NativeAttention:
     """The extension's backend; pages of any power of two."""
 
     name = "native"
-    capture_ok = False
+    captured_queries = 0
 
     def __init__(self, native: Any, block_size: int, variant: int) -> None:
         """`native`: the loaded extension; `variant`: an index into its `attention_variants`.

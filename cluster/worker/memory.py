@@ -7,7 +7,6 @@ the allocation of both. Knows no requests, and loads nothing.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -136,14 +135,15 @@ class RankMemory:
                 _log.info("no CUDA graphs: %s", reason)
             return None
         sizes = self._graph_sizes()
-        graphs = DecodeGraphs(model, self._backend, kv_cache, sizes, max_model_len)
+        graphs = self._unrecorded(model, kv_cache, sizes, max_model_len)
         start, free = time.perf_counter(), self._device.free_memory()
         shown = self._config.load_progress and self._group.rank == 0
-        with recording_progress(shown, len(sizes)) as on_recorded:
+        with recording_progress(shown, graphs.num_recordings) as on_recorded:
             graphs.record(self._device.graph_recorder(), on_recorded)
         _log.info(
-            "rank %d: CUDA graphs of %s rows, %.2f GiB in %.1f s",
+            "rank %d: %d CUDA graphs of %s tokens, %.2f GiB in %.1f s",
             self._group.rank,
+            graphs.num_recordings,
             ", ".join(map(str, sizes)),
             (free - self._device.free_memory()) / GIB,
             time.perf_counter() - start,
@@ -167,15 +167,29 @@ class RankMemory:
         device.synchronize()
         taken = device.peak_above_now() + self._draw_bytes()
         if self._obstacle() is None:
-            graphs = partial(DecodeGraphs, model, self._backend, kv_cache)
-            taken += graph_bytes(lambda few: graphs(few, longest), self._graph_sizes(), device)
+            taken += graph_bytes(
+                lambda few: self._unrecorded(model, kv_cache, few, longest),
+                self._graph_sizes(),
+                device,
+            )
         return taken
+
+    def _unrecorded(
+        self, model: Decoder, kv_cache: list[Tensor], sizes: Sequence[int], max_model_len: int
+    ) -> DecodeGraphs:
+        queries = min(1 + self._num_drafts, self._backend.captured_queries)
+        return DecodeGraphs(model, self._backend, kv_cache, sizes, max_model_len, queries)
+
+    @property
+    def _num_drafts(self) -> int:
+        config = self._config
+        return config.num_speculative_tokens if config.speculation != "off" else 0
 
     def _draw_bytes(self) -> int:
         """Of the logits of as many positions as a step may draw from."""
         config = self._config
-        drafts = config.num_speculative_tokens if config.speculation != "off" else 0
-        positions = min(config.max_num_seqs * (1 + drafts), config.max_num_batched_tokens)
+        positions = config.max_num_seqs * (1 + self._num_drafts)
+        positions = min(positions, config.max_num_batched_tokens)
         width = self._model_config.vocab_size // self._group.size
         return positions * width * (self._computed.itemsize + LOGIT_BYTES)
 

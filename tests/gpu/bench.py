@@ -87,24 +87,26 @@ class Bench:
 
 
 def decode_inputs(
-    batch: int, context: int, block_size: int, device: torch.device
+    batch: int, context: int, block_size: int, device: torch.device, queries: int = 1
 ) -> tuple[Tensor, AttentionMetadata]:
-    """A decode step: every row has `context` tokens in blocks that lie about."""
+    """A step in which every row has `context` tokens, the last `queries` of them to compute, in
+    blocks that lie about."""
     pages = -(-context // block_size)
     order = torch.randperm(batch * pages, generator=torch.Generator().manual_seed(3))
     table = (order + 1).view(batch, pages).int().to(device)
-    last = torch.full((batch,), context - 1, device=device)
+    positions = torch.arange(context - queries, context, device=device)
+    slots = table[:, positions // block_size].long() * block_size + positions % block_size
     metadata = AttentionMetadata(
-        cu_seqlens_q=torch.arange(batch + 1, dtype=torch.int32, device=device),
-        seq_lens_k=(last + 1).int(),
+        cu_seqlens_q=queries * torch.arange(batch + 1, dtype=torch.int32, device=device),
+        seq_lens_k=torch.full((batch,), context, dtype=torch.int32, device=device),
         block_table=table,
-        positions=last,
-        slot_mapping=table[:, -1].long() * block_size + last % block_size,
-        max_q=1,
+        positions=positions.repeat(batch),
+        slot_mapping=slots.flatten(),
+        max_q=queries,
         max_k=context,
-        num_decode=batch,
+        num_decode=batch if queries == 1 else 0,
     )
-    return torch.arange(batch, device=device) + 5, metadata
+    return torch.arange(batch * queries, device=device) + 5, metadata
 
 
 def chunk_inputs(

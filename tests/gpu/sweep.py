@@ -12,6 +12,8 @@ from tests.gpu.random_model import RandomWorker
 
 MOST_TOKENS = 1 << 17
 """In all contexts of a batch: a cache of 34 GB for the 32B."""
+QUERIES = 9
+"""Of a row with the usual number of drafts."""
 LIKE_SOAK = (64, 320)
 """Clients of the soak, and the tokens that they have in the middle of it."""
 
@@ -36,6 +38,12 @@ def sweep(bench: Bench, worker: RandomWorker, precision: Precision, told: dict[s
             row["share_of_floor"] = row["floor_ms"] / (row["graph_ms"] or row["eager_ms"])
         rows[str(batch)] = row
         bench.save()
+    for batch in bench.pick((1, 4), (2,)):
+        context = bench.pick(2048, 100)
+        if worker._backend.captured_queries >= QUERIES and _fits(worker, batch, context):
+            told[f"{batch} with drafts"] = _one(
+                bench, worker, worker.graphs, batch, context, QUERIES
+            )
     soak = bench.pick(LIKE_SOAK, (3, 70))
     if _fits(worker, *soak):
         told["like the soak"] = _one(bench, worker, worker.graphs, *soak)
@@ -46,11 +54,16 @@ def _fits(worker: RandomWorker, batch: int, context: int) -> bool:
 
 
 def _one(
-    bench: Bench, worker: RandomWorker, graphs: DecodeGraphs | None, batch: int, context: int
+    bench: Bench,
+    worker: RandomWorker,
+    graphs: DecodeGraphs | None,
+    batch: int,
+    context: int,
+    queries: int = 1,
 ) -> dict[str, Any]:
     model, backend, kv_cache = worker._loaded(), worker._backend, worker.kv_cache
     token_ids, metadata = decode_inputs(
-        batch, context, worker.facts.block_size, worker.device.torch_device
+        batch, context, worker.facts.block_size, worker.device.torch_device, queries
     )
 
     def eager() -> torch.Tensor:
@@ -68,7 +81,7 @@ def _one(
         told["graph_ms"] = 1e3 * bench.seconds(replayed)
         told["graph_over_eager"] = told["eager_ms"] / told["graph_ms"]
         told["same_tokens"] = float((eager() == replayed()).float().mean())
-    told["tokens_per_s"] = 1e3 * batch / (told["graph_ms"] or told["eager_ms"])
+    told["tokens_per_s"] = 1e3 * batch * queries / (told["graph_ms"] or told["eager_ms"])
     return told
 
 

@@ -27,6 +27,20 @@ def test_replayed_steps_give_the_hidden_states_of_eager_ones(tmp_path: Path) -> 
 
 
 @torch.inference_mode()
+def test_replayed_drafts_give_the_hidden_states_of_eager_ones(tmp_path: Path) -> None:
+    bench = Bench(Device.select("cuda", 0), tiny=True, folder=tmp_path)
+    worker = bench.started(dtype="bfloat16", num_kv_blocks=40, attention_backend="triton")
+    assert worker.graphs is not None
+    model = worker._loaded()
+    for batch, context, queries in ((1, 700, 3), (2, 520, 4), (1, 257, 8), (3, 9, 2)):
+        token_ids, metadata = decode_inputs(batch, context, 256, bench.device.torch_device, queries)
+        eager = model(token_ids, worker.kv_cache, worker._backend.plan(metadata))
+        replayed = worker.graphs.run(token_ids, metadata)
+        assert replayed is not None, worker.graphs.refused
+        torch.testing.assert_close(replayed, eager, atol=0.05, rtol=0.05)
+
+
+@torch.inference_mode()
 def test_recorded_steps_take_no_more_than_was_measured_before(tmp_path: Path) -> None:
     bench = Bench(Device.select("cuda", 0), tiny=True, folder=tmp_path)
     worker = bench.started(dtype="bfloat16", gpu_memory_utilization=0.5)

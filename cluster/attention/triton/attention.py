@@ -1,7 +1,7 @@
 """TritonAttention: the launches of one step.
 
 Owns the choice of kernel by the queries of a row, the grids and the partial sums. Reads no tensor
-on the host, so a plan waits for nothing, and one of decode rows alone may be captured.
+on the host, so a plan waits for nothing, and one of short rows alone may be captured.
 
     rows of one query ............ splits of keys, GROUP lines a tile
     all rows short (drafts) ...... splits of keys, SHORT_LINES lines a tile
@@ -28,7 +28,6 @@ class TritonAttention:
     """The backend of this package's kernels; pages of any power of two from 16 on."""
 
     name = "triton"
-    capture_ok = True
 
     def __init__(
         self,
@@ -51,6 +50,7 @@ class TritonAttention:
             )
         self.block_size = block_size
         self.shape = shape
+        self.captured_queries = sizes.SHORT_LINES // shape.group
         self.capability = capability
         self.rows_p2 = power_of_two(max_rows)
         self.fixed_split = sizes.FIXED_SPLIT if deterministic else 0

@@ -1,4 +1,4 @@
-"""DecodeGraphs: decode steps, recorded once per number of rows and replayed.
+"""DecodeGraphs: steps of decodes, and of drafts, recorded once per number of tokens and replayed.
 
 A step of a large model is about a thousand kernels; launching them takes the host longer than the
 GPU computes, as soon as several ranks share the model. A replay is one launch.
@@ -7,13 +7,17 @@ Owns the recordings: largest first, so that the smaller ones find room in what t
 in one memory pool; and the rule which steps they serve. Everything a recording reads that differs
 between steps lies in `DecodeBuffers`. Knows no requests, and not how a device records.
 
-    plan of 4 rows        once, outside the recording
-    buffers -> model -> hidden [4, D]        recorded; replayed for steps of 3 and 4 rows
+    plan of 4 tokens      once, outside the recording
+    buffers -> model -> hidden [4, D]        recorded; replayed for steps of 3 and 4 tokens
+
+Steps in which a row has drafts, or the short rest of a prompt, have graphs of their own: there each
+row may have some tokens, and which are whose is read on the device.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Protocol
 
 from torch import Tensor
@@ -22,11 +26,11 @@ from cluster.attention.backend import AttentionBackend, AttentionMetadata, Atten
 from cluster.model.decoder import Decoder
 from cluster.worker.graphs.decode_buffers import DecodeBuffers
 
-MIXED = "mixed: a row computes several tokens"
-TOO_MANY_ROWS = "more rows than the largest graph"
+MIXED = "mixed: a row computes more tokens than drafts"
+TOO_MANY_TOKENS = "more tokens than the largest graph"
 
 OnRecorded = Callable[[int], None]
-"""(rows of the graph that was recorded)"""
+"""(tokens of the graph that was recorded)"""
 
 
 class Replay(Protocol):
@@ -44,7 +48,7 @@ class Recorder(Protocol):
 
 
 class DecodeGraphs:
-    """The recorded decode steps of one rank; every rank records and replays the same ones."""
+    """The recorded steps of one rank; every rank records and replays the same ones."""
 
     def __init__(
         self,
@@ -53,18 +57,21 @@ class DecodeGraphs:
         kv_cache: list[Tensor],
         sizes: Sequence[int],
         max_model_len: int,
+        max_queries: int = 1,
     ) -> None:
-        """`sizes`: numbers of rows; `max_model_len`: tokens the longest row will ever see."""
+        """`sizes`: numbers of tokens; `max_model_len`: tokens the longest row will ever see;
+        `max_queries`: of a row, drafts included; at most what the backend can capture."""
         self._model = model
         self._backend = backend
         self._kv_cache = kv_cache
         self._sizes = sorted(sizes)
         self._max_k = max_model_len
+        self._queries = sorted({1, max_queries})
         block_size = kv_cache[0].shape[2]
         pages = -(-max_model_len // block_size)
         self.buffers = DecodeBuffers(self._sizes[-1], pages, kv_cache[0].device)
         self._hidden: Tensor | None = None
-        self._recorded: dict[int, Replay] = {}
+        self._recorded: dict[tuple[int, int], Replay] = {}
         self._plans: list[AttentionPlan] = []
         """Whose memory the recordings write into; a recording holds addresses, not tensors."""
         self.replayed = 0
@@ -72,41 +79,46 @@ class DecodeGraphs:
         self.refused: Counter[str] = Counter()
         """Steps that were not, by reason."""
 
-    def record(self, recorder: Recorder, on_recorded: OnRecorded = lambda rows: None) -> None:
+    @property
+    def num_recordings(self) -> int:
+        """How many graphs there are, or will be."""
+        return len(self._sizes) * len(self._queries)
+
+    def record(self, recorder: Recorder, on_recorded: OnRecorded = lambda tokens: None) -> None:
         """Record every size, the largest first; collective where ranks share the model."""
-        for rows in reversed(self._sizes):
-            metadata = self.buffers.metadata(rows, self._max_k)
+        for size, queries in product(reversed(self._sizes), self._queries):
+            metadata = self.buffers.metadata(size, queries, self._max_k)
             self._plans.append(self._backend.plan(metadata))
-            run = partial(self._run, rows, self._plans[-1])
+            run = partial(self._run, size, self._plans[-1])
             run()  # whatever compiles, measures or allocates for good does so before
-            self._recorded[rows] = recorder.record(run)
-            on_recorded(rows)
+            self._recorded[size, queries] = recorder.record(run)
+            on_recorded(size)
         for kv_layer in self._kv_cache:
             kv_layer[:, 0] = 0
 
     def run(self, token_ids: Tensor, metadata: AttentionMetadata) -> Tensor | None:
         """[T] ids -> [T, D] hidden states, overwritten by the next run; None: compute them
         without, the reason is counted."""
-        reason = self._reason_against(metadata)
+        reason = self._reason_against(len(token_ids), metadata.max_q)
         if reason is not None:
             self.refused[reason] += 1
             return None
-        rows = next(size for size in self._sizes if size >= len(token_ids))
-        self.buffers.fill(token_ids, metadata, rows)
-        self._recorded[rows].replay()
+        size = next(size for size in self._sizes if size >= len(token_ids))
+        self.buffers.fill(token_ids, metadata, size)
+        self._recorded[size, self._queries[metadata.max_q > 1]].replay()
         self.replayed += 1
         assert self._hidden is not None, "record first"
         return self._hidden[: len(token_ids)]
 
-    def _reason_against(self, metadata: AttentionMetadata) -> str | None:
-        if metadata.max_q > 1:
+    def _reason_against(self, num_tokens: int, max_q: int) -> str | None:
+        if max_q > self._queries[-1]:
             return MIXED
-        if metadata.num_decode > self._sizes[-1]:
-            return TOO_MANY_ROWS
+        if num_tokens > self._sizes[-1]:
+            return TOO_MANY_TOKENS
         return None
 
-    def _run(self, rows: int, plan: AttentionPlan) -> None:
-        hidden = self._model(self.buffers.token_ids[:rows], self._kv_cache, plan)
+    def _run(self, size: int, plan: AttentionPlan) -> None:
+        hidden = self._model(self.buffers.token_ids[:size], self._kv_cache, plan)
         if self._hidden is None:
             self._hidden = hidden.new_zeros((self._sizes[-1], hidden.shape[1]))
-        self._hidden[:rows].copy_(hidden)
+        self._hidden[:size].copy_(hidden)

@@ -1,8 +1,8 @@
 """What recorded steps will hold of a GPU's memory, measured before the KV cache takes the rest.
 
 Owns the estimate: the largest size costs what it costs, each smaller one about as much as the
-second largest, for it finds the largest's activations to share. The recordings are thrown away:
-they were made over a cache of one block.
+second largest, for it finds the largest's activations to share; a size may be recorded several
+times. The recordings are thrown away: they were made over a cache of one block.
 """
 
 import itertools
@@ -28,10 +28,12 @@ def graph_bytes(
     Args:
         make: unrecorded graphs of some sizes.
     """
-    free = [device.free_memory()]
-    graphs = make(sizes[-2:])
+    free, few = [device.free_memory()], sizes[-2:]
+    graphs = make(few)
     graphs.record(device.graph_recorder(), lambda rows: free.append(device.free_memory()))
     del graphs
     kept = max(0, free[0] - device.free_memory())  # by the attention backend: in use already
-    first, *second = (before - after for before, after in itertools.pairwise(free))
-    return max(0, first - kept) + sum(max(0, cost) for cost in second) * (len(sizes) - 1)
+    costs = [max(0, before - after) for before, after in itertools.pairwise(free)]
+    largest = len(costs) // len(few)
+    second = sum(costs[largest:]) * (len(sizes) - 1)
+    return max(0, sum(costs[:largest]) - kept) + second

@@ -17,7 +17,7 @@ def obstacle(
         return "cuda_graph_sizes is empty"
     if not device.supports_graphs:
         return f"{device.name} records nothing"
-    if not backend.capture_ok:
+    if not backend.captured_queries:
         return f"attention backend {backend.name} works on the host in every step"
     if not group.capture_ok:
         return f"collectives by {group.collectives} wait on the host"

@@ -1,7 +1,7 @@
-"""Which numbers of rows get a graph of their own; a step pads itself up to the next one.
+"""Which numbers of tokens get a graph of their own; a step pads itself up to the next one.
 
-Owns the choice: dense where a row more costs a share of the step, sparse where it costs little.
-About twenty serve up to 256 rows. Knows no torch.
+Owns the choice: dense where a token more costs a share of the step, sparse where it costs little.
+About twenty serve up to 256. Knows no torch.
 """
 
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ def test_a_plan_of_decodes_follows_its_buffers_and_pads_with_zeros(generation: i
     backend = flash(generation, case)
     buffers = dataclasses.replace(made.metadata, seq_lens_k=torch.tensor([9, 9], dtype=torch.int32))
     plan = backend.plan(buffers)
-    assert backend.capture_ok
+    assert backend.captured_queries >= 1
     buffers.seq_lens_k.copy_(torch.tensor([301, 0]))
     out = plan.attend(made.kv_layer.half(), made.qkv.half(), made.rotary)
     torch.testing.assert_close(out[0].float(), made.expected[0], atol=5e-3, rtol=5e-3)

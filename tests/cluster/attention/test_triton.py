@@ -19,6 +19,7 @@ from cluster.attention.triton import rotary_store, sizes
 from cluster.attention.triton.attention import TritonAttention
 from cluster.attention.triton.sizes import KernelSizes
 from cluster.attention.triton.split_kv import split_kernel
+from cluster.worker.graphs.decode_buffers import DecodeBuffers
 from tests.cluster.attention.textbook import Case, Step, step, turning, unturned
 
 assert triton_interpreter
@@ -164,6 +165,31 @@ def test_a_plan_of_decodes_follows_its_buffers() -> None:
     planned.metadata.block_table[:, :width] = later.metadata.block_table
     out = plan.attend(later.kv_layer, later.qkv, later.rotary)
     torch.testing.assert_close(out, later.expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=10, database=None, derandomize=True)
+@given(cases(), cases(), st.integers(0, 2))
+def test_a_plan_of_drafts_follows_its_buffers(first: Case, second: Case, padding: int) -> None:
+    """As a recording does: planned once, then other rows, in other numbers, come and go."""
+    attention = backend(second, processors=1)
+    most = attention.captured_queries
+    made: list[Step] = []
+    for requests in (first.requests, second.requests):
+        short = [(before, min(now, most)) for before, now in requests]
+        one = dataclasses.replace(second, requests=short)
+        made.append(step(one, list(range(1, one.num_blocks + 1)), turning(one.head_dim)))
+    size = max(len(some.qkv) for some in made) + padding
+    attention.rows_p2 = sizes.power_of_two(size)
+    buffers = DecodeBuffers(size, 64, torch.device("cpu"))
+    planned = attention.plan(buffers.metadata(size, most, 1000))
+    for some in made:
+        num_tokens = len(some.qkv)
+        meta = dataclasses.replace(some.metadata, max_q=most)
+        buffers.fill(torch.zeros(num_tokens, dtype=torch.int64), meta, size)
+        qkv = torch.cat((some.qkv, torch.randn(size - num_tokens, *some.qkv.shape[1:])))
+        out = planned.attend(some.kv_layer, qkv, some.rotary)
+        torch.testing.assert_close(out[:num_tokens], some.expected, atol=1e-5, rtol=1e-5)
+        assert not out[num_tokens:].any()
 
 
 def test_keys_and_values_lie_where_the_slots_say_and_nowhere_else() -> None:

@@ -94,7 +94,7 @@ def test_the_host_waits_for_nothing_between_a_steps_inputs_and_its_logits(
 ) -> None:
     # nobody knows a number on the meta device: whatever asks for one, or for a copy, fails
     model = decoder(config, 3, 8, META)
-    inputs = DecodeBuffers(5, 7, META).metadata(5, 112)
+    inputs = DecodeBuffers(5, 7, META).metadata(5, 1, 112)
     buffers = DecodeBuffers(8, 9, META)
     buffers.fill(torch.zeros(5, dtype=torch.int64, device=META), inputs, 8)
     cache: list[Any] = [None] * 64

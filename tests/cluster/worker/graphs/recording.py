@@ -84,24 +84,24 @@ class FakeRecorder:
     def _poison(self) -> None:
         if self.buffers is not None:
             b = self.buffers
-            for tensor in (b.token_ids, b.positions, b.slots, b.seq_lens, b.block_table):
+            for tensor in (b.token_ids, b.positions, b.slots, b.seq_lens, b.block_table, b.cuts):
                 tensor.fill_(IMPOSSIBLE)
 
 
 class DeviceAttention:
-    """Decode rows alone, with all bookkeeping on the device: what a backend needs for graphs."""
+    """Short rows alone, with all bookkeeping on the device: what a backend needs for graphs."""
 
     name = "device"
     signature = "device"
-    capture_ok = True
+    captured_queries = 4
 
     def __init__(self, eager: Any) -> None:
-        """`eager`: serves whatever is no decode step."""
+        """`eager`: serves all other steps."""
         self._eager = eager
 
     def plan(self, metadata: AttentionMetadata) -> Any:
-        decodes = metadata.max_q == 1
-        return DevicePlan(metadata) if decodes else self._eager.plan(metadata)
+        short = metadata.max_q <= self.captured_queries
+        return DevicePlan(metadata) if short else self._eager.plan(metadata)
 
 
 class DevicePlan:
@@ -120,14 +120,16 @@ class DevicePlan:
         slots[0].index_copy_(0, meta.slot_mapping, turned[:, -kv_heads:])
         slots[1].index_copy_(0, meta.slot_mapping, qkv[:, -kv_heads:])
         q = turned[:, :-kv_heads]
-        pages = kv_layer[:, meta.block_table.long()]  # [2, B, P, page, K, H]
-        keys, values = pages.flatten(2, 3).transpose(2, 3).unbind(0)  # [B, K, P * page, H]
-        at = torch.arange(keys.shape[2], device=q.device)
-        hidden = at >= meta.seq_lens_k.unsqueeze(1)
+        place = torch.arange(len(q), device=q.device)
+        row = torch.bucketize(place, meta.cu_seqlens_q[1:], right=True)
+        seen = meta.seq_lens_k[row] - (meta.cu_seqlens_q[row + 1] - place) + 1
+        pages = kv_layer[:, meta.block_table.long()[row]]  # [2, T, P, page, K, H]
+        keys, values = pages.flatten(2, 3).transpose(2, 3).unbind(0)  # [T, K, P * page, H]
+        hidden = torch.arange(keys.shape[2], device=q.device) >= seen.unsqueeze(1)
         mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill(hidden, -math.inf)
         grouped = q.reshape(len(q), kv_heads, -1, q.shape[-1])
         out = F.scaled_dot_product_attention(
             grouped, keys, values, attn_mask=mask.view(len(q), 1, 1, -1)
         )
-        nothing_seen = (meta.seq_lens_k == 0).view(-1, 1, 1, 1)
+        nothing_seen = (seen <= 0).view(-1, 1, 1, 1)
         return out.masked_fill(nothing_seen, 0.0).reshape(q.shape)

@@ -1,4 +1,5 @@
 import gc
+import random
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.request import SamplingParams
-from cluster.worker.graphs.decode_graphs import MIXED, TOO_MANY_ROWS, DecodeGraphs
+from cluster.worker.graphs.decode_graphs import MIXED, TOO_MANY_TOKENS, DecodeGraphs
 from tests.cluster.worker.graphs.recording import DeviceAttention, FakeRecorder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=100)
@@ -21,14 +22,21 @@ PROMPTS = [
 
 
 @torch.inference_mode()
-def record(driver: Any, sizes: Sequence[int]) -> list[tuple[DecodeGraphs, FakeRecorder]]:
+def record(
+    driver: Any, sizes: Sequence[int], max_queries: int = 1
+) -> list[tuple[DecodeGraphs, FakeRecorder]]:
     """Give every rank of a driver's workers recorded steps."""
     made = []
     for worker in driver.workers:
         runner = worker._runner
         runner._backend = DeviceAttention(runner._backend)
         graphs = DecodeGraphs(
-            runner._model, runner._backend, runner._kv_cache, sizes, worker.facts.max_model_len
+            runner._model,
+            runner._backend,
+            runner._kv_cache,
+            sizes,
+            worker.facts.max_model_len,
+            max_queries,
         )
         recorder = FakeRecorder(graphs.buffers)
         graphs.record(recorder)
@@ -56,6 +64,21 @@ def play(driver: Any, params: SamplingParams) -> dict[int, list[int]]:
     return {**told, **driver.tokens}
 
 
+def play_in_pieces(driver: Any, most: int) -> dict[int, list[int]]:
+    """Prompts in pieces of up to `most` tokens, as long as a row with drafts, beside decodes."""
+    choose = random.Random(4)
+    for row in range(5):
+        driver.start(row, PROMPTS[row], GREEDY)
+        for _ in range(6):
+            left = {one: len(known) - driver.computed[one] for one, known in driver.tokens.items()}
+            driver.step({one: min(n, choose.randint(1, most)) for one, n in left.items()})
+    for _ in range(9):
+        left = {one: len(known) - driver.computed[one] for one, known in driver.tokens.items()}
+        driver.step({one: min(n, most) for one, n in left.items()})
+    told: dict[int, list[int]] = driver.tokens
+    return told
+
+
 @pytest.mark.parametrize("params", [GREEDY, HOT], ids=["greedy", "by chance"])
 def test_replayed_steps_draw_what_eager_ones_draw(
     params: SamplingParams, tiny_checkpoint: Path, make_driver: Callable[..., Any]
@@ -68,6 +91,32 @@ def test_replayed_steps_draw_what_eager_ones_draw(
     assert graphs.refused == {MIXED: 3}
     by_size = [recording.replays for recording in recorder.recordings]
     assert by_size == [11, 19, 8, 0]  # 8 rows first: the largest is recorded first
+
+
+def test_steps_of_rows_with_some_tokens_each_are_replayed_like_those_with_drafts(
+    tiny_checkpoint: Path, make_driver: Callable[..., Any]
+) -> None:
+    want = play_in_pieces(make_driver(tiny_checkpoint, kernels="torch"), 4)
+    driver = make_driver(tiny_checkpoint, kernels="torch")
+    [(graphs, recorder)] = record(driver, [1, 2, 4, 12, 20], max_queries=4)
+    assert play_in_pieces(driver, 4) == want
+    assert graphs.replayed == 39
+    assert not graphs.refused
+    assert len(recorder.recordings) == graphs.num_recordings == 10
+    by_drafts = [sum(one.replays for one in recorder.recordings[kind::2]) for kind in (0, 1)]
+    assert min(by_drafts) > 5
+    assert sum(by_drafts) == 39
+
+
+def test_rows_with_more_tokens_than_was_recorded_are_computed_without(
+    tiny_checkpoint: Path, make_driver: Callable[..., Any]
+) -> None:
+    want = play_in_pieces(make_driver(tiny_checkpoint, kernels="torch"), 4)
+    driver = make_driver(tiny_checkpoint, kernels="torch")
+    [(graphs, _)] = record(driver, [4, 20], max_queries=2)
+    assert play_in_pieces(driver, 4) == want
+    assert graphs.refused.keys() == {MIXED}
+    assert graphs.replayed + graphs.refused[MIXED] == 39
 
 
 @torch.inference_mode()
@@ -107,7 +156,7 @@ def test_steps_that_no_graph_serves_are_computed_and_counted_by_reason(
     [(graphs, _)] = record(driver, [1, 2])
     assert play(driver, GREEDY) == want
     assert graphs.replayed == 8
-    assert graphs.refused == {MIXED: 3, TOO_MANY_ROWS: 30}
+    assert graphs.refused == {MIXED: 3, TOO_MANY_TOKENS: 30}
 
 
 @torch.inference_mode()
@@ -180,3 +229,25 @@ def test_an_input_that_is_not_refreshed_does_not_pass_unseen(
     except IndexError:
         return
     assert driver.tokens != want
+
+
+@pytest.mark.parametrize("forgotten", ["seq_lens", "block_table", "cuts"])
+def test_what_drafts_read_beside_their_tokens_does_not_stay_as_it_was_unseen(
+    forgotten: str, tiny_checkpoint: Path, make_driver: Callable[..., Any]
+) -> None:
+    want = play_in_pieces(make_driver(tiny_checkpoint, kernels="torch"), 4)
+    driver = make_driver(tiny_checkpoint, kernels="torch")
+    [(graphs, _)] = record(driver, [20], max_queries=4)
+    buffers, fill = graphs.buffers, graphs.buffers.fill
+
+    def forgetful(*args: Any) -> None:
+        stale = getattr(buffers, forgotten).clone()
+        fill(*args)
+        getattr(buffers, forgotten).copy_(stale)
+
+    buffers.fill = forgetful  # type: ignore[method-assign,assignment]
+    try:
+        told = play_in_pieces(driver, 4)
+    except (IndexError, RuntimeError):
+        return
+    assert told != want

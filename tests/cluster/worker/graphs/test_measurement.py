@@ -5,15 +5,17 @@ from cluster.worker.graphs.measurement import graph_bytes
 
 
 class Graphs:
-    """Takes 900 bytes for the first size and 40 for another, until it is gone."""
+    """Takes 900 bytes for the first size and 40 for another, and for drafts 70 and 20 beside them,
+    until it is gone."""
 
-    def __init__(self, sizes: Sequence[int], device: "Gpu") -> None:
-        self.sizes, self.device = sizes, device
+    def __init__(self, sizes: Sequence[int], device: "Gpu", *, drafts: bool) -> None:
+        self.sizes, self.device, self.drafts = sizes, device, drafts
 
     def record(self, recorder: Any, on_recorded: Callable[[int], None]) -> None:
-        for cost, rows in zip((900, 40), reversed(self.sizes), strict=False):
-            self.device.free -= cost
-            on_recorded(rows)
+        for (cost, more), size in zip(((900, 70), (40, 20)), reversed(self.sizes), strict=False):
+            for taken in (cost, more)[: 1 + self.drafts]:
+                self.device.free -= taken
+                on_recorded(size)
 
     def __del__(self) -> None:
         self.device.free = 10_000 - self.device.kept
@@ -33,9 +35,9 @@ class Gpu:
         return None
 
 
-def measured(sizes: Sequence[int], kept: int = 0) -> int:
+def measured(sizes: Sequence[int], kept: int = 0, *, drafts: bool = False) -> int:
     gpu = Gpu(kept)
-    made: Any = lambda few: Graphs(few, gpu)  # noqa: E731
+    made: Any = lambda few: Graphs(few, gpu, drafts=drafts)  # noqa: E731
     return graph_bytes(made, sizes, gpu)
 
 
@@ -49,3 +51,8 @@ def test_what_stays_when_the_trial_is_gone_is_in_use_and_not_counted_again() -> 
 
 def test_one_size_costs_what_it_costs() -> None:
     assert measured([16]) == 900
+
+
+def test_what_is_recorded_for_drafts_is_counted_with_its_size() -> None:
+    assert measured([1, 2, 4, 8], drafts=True) == 970 + 3 * 60
+    assert measured([16], drafts=True) == 970

@@ -15,12 +15,12 @@ GPU = Device(torch.device("cuda", 0))
 class Backend:
     name = "some"
 
-    def __init__(self, capture_ok: bool) -> None:
-        self.capture_ok = capture_ok
+    def __init__(self, queries: int) -> None:
+        self.captured_queries = queries
 
 
-def told(device: Device = GPU, capture_ok: bool = True, by: str = "nccl", **settings: Any) -> Any:
-    backend: Any = Backend(capture_ok)
+def told(device: Device = GPU, queries: int = 1, by: str = "nccl", **settings: Any) -> Any:
+    backend: Any = Backend(queries)
     group = TPGroup(0, 2, TorchCollectives(by, None))
     return obstacle(EngineConfig(model_path="m", **settings), device, backend, group)
 
@@ -34,5 +34,5 @@ def test_steps_are_recorded_where_nothing_hinders() -> None:
 def test_the_obstacle_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(cuda_graph_sizes=()) == "cuda_graph_sizes is empty"
     assert told(device=Device(torch.device("cpu"))) == "cpu records nothing"
-    assert "attention backend some works on the host" in told(capture_ok=False)
+    assert "attention backend some works on the host" in told(queries=0)
     assert "collectives by gloo wait on the host" in told(by="gloo")

@@ -37,12 +37,12 @@ def test_a_worker_records_its_sizes_shows_how_far_it_is_and_replays(
 ) -> None:
     with caplog.at_level(logging.INFO):
         driver = make_driver(tiny_checkpoint, kernels="torch", max_num_seqs=4, load_progress=True)
-    assert "CUDA graphs of 1, 2, 4 rows" in caplog.text
+    assert "6 CUDA graphs of 1, 2, 4 tokens" in caplog.text
     assert "recording CUDA graphs" in capfd.readouterr().err
     driver.start(0, [5, 6, 7], GREEDY)
     for _ in range(5):
         driver.step()
-    assert driver.workers[0]._runner._graphs.replayed == 4
+    assert driver.workers[0]._runner._graphs.replayed == 5  # the short prompt, too
 
 
 @pytest.mark.usefixtures("recording_cpu")
