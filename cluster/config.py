@@ -42,8 +42,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Longest wait between two tokens of a running stream that a prompt's chunks may cause; None
     lets a step take max_num_batched_tokens whatever it costs."""
     cuda_graph_sizes: tuple[int, ...] | None = None
-    """Numbers of tokens of which steps of decodes and drafts are recorded as CUDA graphs; None: about
-    twenty, up to max_num_seqs; [] switches graphs off."""
+    """Numbers of tokens of which steps of decodes and drafts are recorded as CUDA graphs; None:
+    about twenty, up to max_num_seqs; [] switches graphs off."""
     async_scheduling: bool | None = None
     """Plan one step ahead of the one being computed; None: where the device computes by itself."""
     quantization: Literal["none", "int8", "fp8"] = "none"
