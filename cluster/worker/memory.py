@@ -178,6 +178,8 @@ class RankMemory:
         self, model: Decoder, kv_cache: list[Tensor], sizes: Sequence[int], max_model_len: int
     ) -> DecodeGraphs:
         queries = min(1 + self._num_drafts, self._backend.captured_queries)
+        if self._config.deterministic:
+            queries = 1  # splits of fixed size, of the longest rows: room for gigabytes of sums
         return DecodeGraphs(model, self._backend, kv_cache, sizes, max_model_len, queries)
 
     @property

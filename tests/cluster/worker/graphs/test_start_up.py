@@ -46,6 +46,21 @@ def test_a_worker_records_its_sizes_shows_how_far_it_is_and_replays(
 
 
 @pytest.mark.usefixtures("recording_cpu")
+@pytest.mark.parametrize(
+    ("settings", "recorded"),
+    [({}, 4), ({"speculation": "off"}, 2), ({"deterministic": True}, 2)],
+)
+def test_steps_with_drafts_are_recorded_where_there_can_be_any(
+    settings: dict[str, Any],
+    recorded: int,
+    tiny_checkpoint: Path,
+    make_driver: Callable[..., Any],
+) -> None:
+    driver = make_driver(tiny_checkpoint, kernels="torch", max_num_seqs=2, **settings)
+    assert driver.workers[0]._runner._graphs.num_recordings == recorded
+
+
+@pytest.mark.usefixtures("recording_cpu")
 def test_the_cache_is_sized_for_what_recorded_steps_leave(
     tiny_checkpoint: Path, make_driver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
