@@ -48,7 +48,11 @@ def test_a_worker_records_its_sizes_shows_how_far_it_is_and_replays(
 @pytest.mark.usefixtures("recording_cpu")
 @pytest.mark.parametrize(
     ("settings", "recorded"),
-    [({}, 4), ({"speculation": "off"}, 2), ({"deterministic": True}, 2)],
+    [
+        ({"kernels": "torch"}, 4),
+        ({"kernels": "torch", "speculation": "off"}, 2),
+        ({"dtype": "float32", "deterministic": True}, 2),
+    ],
 )
 def test_steps_with_drafts_are_recorded_where_there_can_be_any(
     settings: dict[str, Any],
@@ -56,7 +60,7 @@ def test_steps_with_drafts_are_recorded_where_there_can_be_any(
     tiny_checkpoint: Path,
     make_driver: Callable[..., Any],
 ) -> None:
-    driver = make_driver(tiny_checkpoint, kernels="torch", max_num_seqs=2, **settings)
+    driver = make_driver(tiny_checkpoint, max_num_seqs=2, **settings)
     assert driver.workers[0]._runner._graphs.num_recordings == recorded
 
 
