@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.text.grammar import GrammarError
-from cluster.text.grammar_trial import GrammarTrial
+from cluster.text.grammar_trial import GrammarTrial, TrialLostError
 from serve_app.openai import errors
 
 MAX_VERDICTS = 4_096
@@ -35,7 +35,7 @@ class GrammarGate:
         """Why a grammar cannot be served, "" if it can. It may quote the grammar.
 
         Raises:
-            ApiError: 503, too many are being tried.
+            ApiError: 503, too many are being tried, or the machine is too busy to try one.
         """
         digest = hashlib.sha256(source.encode()).digest()
         known = self._verdicts.get(digest)
@@ -48,6 +48,8 @@ class GrammarGate:
         try:
             loop = asyncio.get_running_loop()
             verdict = await loop.run_in_executor(self._thread, self._try, source)
+        except TrialLostError:
+            raise errors.schemas_overloaded() from None
         finally:
             self._waiting -= 1
         self._verdicts[digest] = verdict

@@ -101,7 +101,7 @@ def _triton(config: EngineConfig, device: Device, shape: HeadShape) -> Attention
         lambda: TritonAttention(
             config.block_size,
             shape,
-            config.max_num_seqs,
+            max(config.max_num_seqs, 1 + config.num_speculative_tokens),
             device.capability,
             device.num_processors,
             config.deterministic,

@@ -62,6 +62,7 @@ class CoreLoop:
         """One frame, with the load as it is now."""
         stats = self._core.stats()
         stats.waiting += len(self._grammars)
+        stats.waiting_tokens += self._grammars.num_tokens
         self._link.send(StepOutputs(EngineCoreOutputs(outputs, stats)))
 
     def _messages(self) -> Iterator[ToRank]:

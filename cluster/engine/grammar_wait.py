@@ -15,6 +15,8 @@ class Calls(Protocol):
 
     def begin(self, source: str, /) -> int: ...
 
+    def collect(self) -> None: ...
+
     def is_done(self, number: int, /) -> bool: ...
 
 
@@ -27,6 +29,11 @@ class GrammarWait:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompts that wait."""
+        return sum(len(held.request.prompt_token_ids) for held in self._held.values())
 
     def hold(self, request: EngineRequest) -> bool:
         """Whether the request must wait; False if it has no grammar, or waits already."""
@@ -42,10 +49,12 @@ class GrammarWait:
 
     def has_ready(self) -> bool:
         """Whether `take_ready` would return any."""
+        self._calls.collect()
         return any(self._calls.is_done(held.number) for held in self._held.values())
 
     def take_ready(self) -> list[EngineRequest]:
         """The requests whose grammar all ranks have by now."""
+        self._calls.collect()
         done = [held.request for held in self._held.values() if self._calls.is_done(held.number)]
         for request in done:
             del self._held[request.request_id]

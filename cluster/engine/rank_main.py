@@ -118,7 +118,7 @@ def _lead(
     _warm_up(engine_core(spec.config, facts, executor), facts, link)
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection between steps need walk it again
-    grammars = GrammarWait(GrammarCall(worker, list(peers.values())))
+    grammars = GrammarWait(GrammarCall(worker, executor.tell, list(peers.values())))
     loop = CoreLoop(engine_core(spec.config, facts, executor), link, grammars)
     loop.report([])
     link.send(Ready(facts))

@@ -20,6 +20,22 @@ MAX_BYTES = 2**22
 _NICENESS = 10
 
 
+class Prepared:
+    """A grammar that is being compiled, or was: whoever holds it need not compile it again."""
+
+    def __init__(self, compiled: Future[Matcher]) -> None:
+        self._compiled = compiled
+
+    def matcher(self) -> Matcher:
+        """A new answer's place in it; waits until it is compiled.
+
+        Raises:
+            GrammarError: see `GrammarCompiler.matcher`.
+            TokenizerError: the checkpoint has no tokenizer that grammars could be of.
+        """
+        return self._compiled.result().copy()
+
+
 class GrammarBook:
     """Grammars over one checkpoint's vocabulary, for one rank. Used by one thread."""
 
@@ -30,31 +46,25 @@ class GrammarBook:
         self._begun: OrderedDict[str, Future[Matcher]] = OrderedDict()
         self._bytes = 0
 
-    def prepare(self, source: str) -> None:
-        """Begin to compile a grammar that will be needed."""
-        if source in self._begun:
+    def prepare(self, source: str) -> Prepared:
+        """Begin to compile a grammar, unless it is known."""
+        return Prepared(self._future(source))
+
+    def compile(self, source: str, done: Callable[[], None]) -> None:
+        """The same. `done` is called when it is compiled, or cannot be: by the thread that
+        compiles, or at once."""
+        self._future(source).add_done_callback(lambda _: done())
+
+    def _future(self, source: str) -> Future[Matcher]:
+        known = self._begun.get(source)
+        if known is not None:
             self._begun.move_to_end(source)
-            return
-        self._begun[source] = self._thread.submit(self._compile, source)
+            return known
+        begun = self._begun[source] = self._thread.submit(self._compile, source)
         self._bytes += len(source)
         while len(self._begun) > MAX_GRAMMARS or (self._bytes > MAX_BYTES and len(self._begun) > 1):
             self._bytes -= len(self._begun.popitem(last=False)[0])
-
-    def compile(self, source: str, done: Callable[[], None]) -> None:
-        """Begin to compile a grammar. `done` is called when it is, or when it cannot be: by the
-        thread that compiles, or at once."""
-        self.prepare(source)
-        self._begun[source].add_done_callback(lambda _: done())
-
-    def matcher(self, source: str) -> Matcher:
-        """A new answer's place in a grammar; waits until it is compiled.
-
-        Raises:
-            GrammarError: see `GrammarCompiler.matcher`.
-            TokenizerError: the checkpoint has no tokenizer that grammars could be of.
-        """
-        self.prepare(source)
-        return self._begun[source].result().copy()
+        return begun
 
     def _compile(self, source: str) -> Matcher:
         return self._compiler.result().matcher(source)

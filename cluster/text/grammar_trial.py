@@ -14,12 +14,16 @@ from pathlib import Path
 
 from cluster.text import trial_process
 from cluster.text.grammar import GrammarError
-from cluster.text.trial_process import read_message, write_message
+from cluster.text.trial_process import LATE, read_message, write_message
 
 LIMIT_S = 1.0
 """Processor time that one trial may take: a verdict must not depend on how busy the machine is."""
 _NICENESS = 3
 """A third of a processor, beside one busy process that wants all of it."""
+
+
+class TrialLostError(RuntimeError):
+    """There is no verdict, by no fault of the grammar."""
 
 
 class GrammarTrial:
@@ -40,9 +44,14 @@ class GrammarTrial:
 
         Raises:
             GrammarError: the grammar is refused. The message may quote it.
+            TrialLostError: the processors are too busy, or the process ended, twice.
         """
         with self._busy:
             reason = self._ask(source.encode())
+            if reason is None:
+                reason = self._ask(source.encode())
+        if reason is None or reason == LATE:
+            raise TrialLostError
         if reason:
             raise GrammarError(reason)
 
@@ -64,7 +73,8 @@ class GrammarTrial:
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         return self._process
 
-    def _ask(self, source: bytes) -> str:
+    def _ask(self, source: bytes) -> str | None:
+        """None: the process ended, which no grammar is to blame for."""
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -73,7 +83,7 @@ class GrammarTrial:
         answer = read_message(process.stdout)
         if answer is None:
             self._end()
-            return "the process of its trial ended"
+            return None
         return answer.decode()
 
     def _end(self) -> None:

@@ -26,8 +26,10 @@ from cluster.text.tokenizer import Tokenizer
 
 OUT_OF_TIME = "it takes more than"
 """How the reason begins for a trial that took more."""
+LATE = "no verdict"
+"""In place of a reason: the processors were too busy for one."""
 _WAIT = 5
-"""How many times its limit a trial may last where the processors are busy."""
+"""How many times its limit a trial may last, where the processors are busy."""
 _MEMORY_BYTES = 4 * 2**30
 _PATIENCE_S = 0.25
 """How long a trial may starve,"""
@@ -98,7 +100,9 @@ class _Fork:
         with open(self._answer, "rb") as pipe:
             reason = pipe.read().decode()
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        if late or status == -signal.SIGPROF:
+        if late:
+            return LATE
+        if status == -signal.SIGPROF:
             return f"{OUT_OF_TIME} {self._limit_s:g} s"
         return reason if status == 0 else "it exceeds the limits"
 
@@ -121,8 +125,11 @@ def _try(
     """What a fork does; it never returns. Its status says whether the answer is one."""
     status = 1
     try:
+        for inherited in (sys.stdin.fileno(), sys.stdout.fileno()):
+            os.close(inherited)  # their ends tell others that the process which forked is gone
         if idle:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            with contextlib.suppress(OSError):  # some sandboxes know one policy only
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
         signal.setitimer(signal.ITIMER_PROF, limit_s)
         with open(answering, "wb") as pipe:

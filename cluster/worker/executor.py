@@ -52,6 +52,9 @@ class Computes(Protocol):
 class Launched(Protocol):
     """A frame that rank 0 has let its device compute."""
 
+    def begin_draw(self) -> None:
+        """Draw, unless that has begun: the other ranks do at once, and may wait for this one."""
+
     def needs_settling(self) -> bool:
         """Whether the other ranks must be told to settle this frame: its answer is still on its
         way, and no later frame would let them do so."""
@@ -89,14 +92,22 @@ class GangExecutor:
     def __init__(self, worker: Launches, channels: Sequence[Channel]) -> None:
         self._worker = worker
         self._channels = channels
+        self._launched: Launched | None = None
 
     def submit(self, scheduled: SchedulerOutput, /) -> Answer:
         """Raises ChannelClosedError when a rank is gone."""
         self.tell(encode(scheduled))
-        return _UnderWay(self, self._worker.launch(scheduled))
+        self._launched = self._worker.launch(scheduled)
+        return _UnderWay(self, self._launched)
 
     def tell(self, frame: bytes) -> None:
-        """Raises ChannelClosedError when a rank is gone."""
+        """Sending may have to wait until a rank reads, which it does not while it waits for ours.
+
+        Raises:
+            ChannelClosedError: a rank is gone.
+        """
+        if self._launched is not None:
+            self._launched.begin_draw()
         for channel in self._channels:
             channel.send(frame)
 

@@ -31,8 +31,12 @@ class Compiles(Protocol):
 class GrammarCall:
     """Rank 0's side. Used by one thread, the only one that reads from the channels."""
 
-    def __init__(self, worker: Compiles, channels: Sequence[Channel]) -> None:
+    def __init__(
+        self, worker: Compiles, tell: Callable[[bytes], None], channels: Sequence[Channel]
+    ) -> None:
+        """`tell`: sends a frame to all other ranks; their answers come by `channels`."""
         self._worker = worker
+        self._tell = tell
         self._channels = channels
         self._number = 0
         self._missing: Counter[int] = Counter()
@@ -44,20 +48,23 @@ class GrammarCall:
         Raises:
             ChannelClosedError: a rank is gone.
         """
+        self.collect()  # or a rank might wait for us to read, and we for it
         number = self._number = (self._number + 1) % 2**32
         self._missing[number] = 1 + len(self._channels)
-        for channel in self._channels:
-            channel.send(_MARK + _NUMBER.pack(number) + source.encode())
+        self._tell(_MARK + _NUMBER.pack(number) + source.encode())
         self._worker.compile_grammar(source, lambda: self._own.append(number))
         return number
 
-    def is_done(self, number: int) -> bool:
-        """Whether every rank has answered. Raises ChannelClosedError when one is gone."""
+    def collect(self) -> None:
+        """Take the answers that have come. Raises ChannelClosedError when a rank is gone."""
         while self._own:
             self._answered(self._own.popleft())
         for channel in self._channels:
             while channel.poll(0.0):
                 self._answered(*_NUMBER.unpack(channel.receive()))
+
+    def is_done(self, number: int) -> bool:
+        """Whether every rank had answered when answers were last collected."""
         return number not in self._missing
 
     def _answered(self, number: int) -> None:

@@ -177,10 +177,15 @@ class RankMemory:
     def _unrecorded(
         self, model: Decoder, kv_cache: list[Tensor], sizes: Sequence[int], max_model_len: int
     ) -> DecodeGraphs:
-        queries = min(1 + self._num_drafts, self._backend.captured_queries)
-        if self._config.deterministic:
-            queries = 1  # splits of fixed size, of the longest rows: room for gigabytes of sums
+        queries = self._captured_queries
         return DecodeGraphs(model, self._backend, kv_cache, sizes, max_model_len, queries)
+
+    @property
+    def _captured_queries(self) -> int:
+        """Of a row, in recorded steps."""
+        if self._config.deterministic:
+            return 1  # splits of fixed size, of the longest rows: room for gigabytes of sums
+        return min(1 + self._num_drafts, self._backend.captured_queries)
 
     @property
     def _num_drafts(self) -> int:
@@ -199,4 +204,5 @@ class RankMemory:
         return obstacle(self._config, self._device, self._backend, self._group)
 
     def _graph_sizes(self) -> Sequence[int]:
-        return graph_sizes(self._config.cuda_graph_sizes, self._config.max_num_seqs)
+        most = max(self._config.max_num_seqs, self._captured_queries)
+        return graph_sizes(self._config.cuda_graph_sizes, most)

@@ -94,7 +94,7 @@ class ModelRunner:
         step = Step(started, ModelRunnerOutput(frame.step, [], []), inputs, None, before)
         self._forward(step)
         self._last = step
-        return LaunchedStep(step, self._needs_settling, self._settle)
+        return LaunchedStep(step, self._draw, self._needs_settling, self._settle)
 
     def follow(self, frame: SchedulerOutput | None) -> None:
         """What other ranks than 0 do with a frame; None: settle the last one, as rank 0 does."""

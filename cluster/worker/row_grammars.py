@@ -29,15 +29,19 @@ class Matcher(Protocol):
     def masks(self, drafts: Sequence[int], /) -> list[bytes]: ...
 
 
+class Prepared(Protocol):
+    """A grammar that is compiled, or soon will be."""
+
+    def matcher(self) -> Matcher:
+        """Waits until it is compiled. Raises ValueError."""
+
+
 class Grammars(Protocol):
     """What a rank needs of `cluster.text.grammar_book.GrammarBook`."""
 
-    def prepare(self, source: str, /) -> None: ...
+    def prepare(self, source: str, /) -> Prepared: ...
 
     def compile(self, source: str, done: Callable[[], None], /) -> None: ...
-
-    def matcher(self, source: str, /) -> Matcher:
-        """Waits until the grammar is compiled. Raises ValueError."""
 
 
 class RowGrammars:
@@ -99,17 +103,14 @@ class RowGrammars:
 class _Row:
     """One row's thoughts, and then its place in its grammar."""
 
-    __slots__ = ("_grammars", "_matcher", "_source", "_thinking", "broken")
+    __slots__ = ("_matcher", "_prepared", "_thinking", "broken")
 
     def __init__(self, started: StartedRow, grammars: Grammars | None) -> None:
         assert started.params.grammar is not None
-        self._grammars = grammars
-        self._source = started.params.grammar
+        self._prepared = grammars.prepare(started.params.grammar) if grammars is not None else None
         self._matcher: Matcher | None = None
         self._thinking = Thinking(started.params.thinking)
         self.broken = grammars is None
-        if grammars is not None:
-            grammars.prepare(self._source)
         self.push(started.token_ids[started.num_prompt_tokens :])
 
     def push(self, token_ids: Iterable[int]) -> None:
@@ -140,6 +141,6 @@ class _Row:
 
     def _answer(self) -> Matcher:
         if self._matcher is None:
-            assert self._grammars is not None
-            self._matcher = self._grammars.matcher(self._source)
+            assert self._prepared is not None
+            self._matcher = self._prepared.matcher()
         return self._matcher

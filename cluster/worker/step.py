@@ -54,12 +54,18 @@ class LaunchedStep:
     def __init__(
         self,
         step: Step,
+        draw: Callable[[Step], None],
         is_last: Callable[[Step], bool],
         settle: Callable[[Step], ModelRunnerOutput],
     ) -> None:
         self._step = step
+        self._draw = draw
         self._is_last = is_last
         self._settle = settle
+
+    @torch.inference_mode()
+    def begin_draw(self) -> None:
+        self._draw(self._step)
 
     @torch.inference_mode()
     def needs_settling(self) -> bool:

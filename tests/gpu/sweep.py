@@ -40,10 +40,9 @@ def sweep(bench: Bench, worker: RandomWorker, precision: Precision, told: dict[s
         bench.save()
     for batch in bench.pick((1, 4), (2,)):
         context = bench.pick(2048, 100)
-        if worker._backend.captured_queries >= QUERIES and _fits(worker, batch, context):
-            told[f"{batch} with drafts"] = _one(
-                bench, worker, worker.graphs, batch, context, QUERIES
-            )
+        graphs = worker.graphs
+        if graphs and graphs.max_queries >= QUERIES and _fits(worker, batch, context):
+            told[f"{batch} with drafts"] = _one(bench, worker, graphs, batch, context, QUERIES)
     soak = bench.pick(LIKE_SOAK, (3, 70))
     if _fits(worker, *soak):
         told["like the soak"] = _one(bench, worker, worker.graphs, *soak)

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster.text.grammar_trial import TrialLostError
 from cluster.text.json_grammar import json_answer
 from serve_app import grammar_gate
 from serve_app.grammar_gate import GrammarGate
@@ -51,4 +52,18 @@ async def test_a_crowd_is_refused_rather_than_queued_without_end(
     assert [report for report in reports if report == ""] == [""] * 3
     assert len(refused) == 5
     assert {error.status for error in refused} == {503}
+    assert await gate.report(GOOD) == ""
+
+
+async def test_a_grammar_that_could_not_be_tried_is_tried_again(
+    gate: GrammarGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(source: str) -> None:
+        raise TrialLostError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gate._trial, "run", lost)
+        with pytest.raises(ApiError) as caught:
+            await gate.report(GOOD)
+    assert caught.value.status == 503
     assert await gate.report(GOOD) == ""

@@ -50,7 +50,7 @@ class TritonAttention:
             )
         self.block_size = block_size
         self.shape = shape
-        self.captured_queries = sizes.SHORT_LINES // shape.group
+        self.captured_queries = max(1, sizes.SHORT_LINES // shape.group)
         self.capability = capability
         self.rows_p2 = power_of_two(max_rows)
         self.fixed_split = sizes.FIXED_SPLIT if deterministic else 0

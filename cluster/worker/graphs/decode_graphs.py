@@ -80,13 +80,18 @@ class DecodeGraphs:
         """Steps that were not, by reason."""
 
     @property
+    def max_queries(self) -> int:
+        """Of a row, in a step that is replayed."""
+        return self._queries[-1]
+
+    @property
     def num_recordings(self) -> int:
         """How many graphs there are, or will be."""
-        return len(self._sizes) * len(self._queries)
+        return len(self._kinds())
 
     def record(self, recorder: Recorder, on_recorded: OnRecorded = lambda tokens: None) -> None:
         """Record every size, the largest first; collective where ranks share the model."""
-        for size, queries in product(reversed(self._sizes), self._queries):
+        for size, queries in self._kinds():
             metadata = self.buffers.metadata(size, queries, self._max_k)
             self._plans.append(self._backend.plan(metadata))
             run = partial(self._run, size, self._plans[-1])
@@ -109,6 +114,11 @@ class DecodeGraphs:
         self.replayed += 1
         assert self._hidden is not None, "record first"
         return self._hidden[: len(token_ids)]
+
+    def _kinds(self) -> list[tuple[int, int]]:
+        """(tokens, of a row) of all graphs; a row with drafts is two tokens at least."""
+        every = product(reversed(self._sizes), self._queries)
+        return [(size, queries) for size, queries in every if size > 1 or queries == 1]
 
     def _reason_against(self, num_tokens: int, max_q: int) -> str | None:
         if max_q > self._queries[-1]:

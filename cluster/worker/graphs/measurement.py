@@ -28,12 +28,17 @@ def graph_bytes(
     Args:
         make: unrecorded graphs of some sizes.
     """
-    free, few = [device.free_memory()], sizes[-2:]
-    graphs = make(few)
-    graphs.record(device.graph_recorder(), lambda rows: free.append(device.free_memory()))
+    free, recorded = [device.free_memory()], list[int]()
+
+    def note(size: int) -> None:
+        recorded.append(size)
+        free.append(device.free_memory())
+
+    graphs = make(sizes[-2:])
+    graphs.record(device.graph_recorder(), note)
     del graphs
     kept = max(0, free[0] - device.free_memory())  # by the attention backend: in use already
     costs = [max(0, before - after) for before, after in itertools.pairwise(free)]
-    largest = len(costs) // len(few)
+    largest = recorded.count(sizes[-1])
     second = sum(costs[largest:]) * (len(sizes) - 1)
     return max(0, sum(costs[:largest]) - kept) + second

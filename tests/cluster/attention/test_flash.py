@@ -9,6 +9,7 @@ import torch
 
 from cluster.attention.backend import AttentionBackend
 from cluster.attention.flash import Flash2Attention, Flash3Attention
+from cluster.worker.graphs.decode_buffers import DecodeBuffers
 from tests.cluster.attention.fake_flash import Flash2, Flash3
 from tests.cluster.attention.textbook import Case, step, turning
 
@@ -35,6 +36,21 @@ def test_what_the_library_is_asked_for_is_the_textbooks_attention(
     out = plan.attend(made.kv_layer.half(), made.qkv.half(), made.rotary)
     assert out.shape == made.expected.shape
     torch.testing.assert_close(out.float(), made.expected, atol=5e-3, rtol=5e-3)
+
+
+def test_a_plan_of_drafts_follows_its_buffers_and_pads_with_zeros() -> None:
+    case = Case([(300, 3), (40, 1)], 256, 5, 1, 16)
+    made = step(case, [3, 1, 2], turning(16))
+    backend = flash(3, case)
+    assert backend.captured_queries >= 9
+    assert flash(2, case).captured_queries == 1
+    buffers = DecodeBuffers(6, 2, torch.device("cpu"))
+    plan = backend.plan(buffers.metadata(6, 9, 512))
+    buffers.fill(torch.zeros(4, dtype=torch.int64), made.metadata, 6)
+    qkv = torch.cat((made.qkv, made.qkv[:2])).half()
+    out = plan.attend(made.kv_layer.half(), qkv, made.rotary)
+    torch.testing.assert_close(out[:4].float(), made.expected, atol=5e-3, rtol=5e-3)
+    assert not out[4:].any()
 
 
 @pytest.mark.parametrize("generation", [2, 3])

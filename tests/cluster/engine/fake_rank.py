@@ -92,6 +92,9 @@ class Launched(NamedTuple):
 
     output: ModelRunnerOutput
 
+    def begin_draw(self) -> None:
+        """It was drawn at once."""
+
     def needs_settling(self) -> bool:
         return False
 

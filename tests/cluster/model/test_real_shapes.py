@@ -97,6 +97,8 @@ def test_the_host_waits_for_nothing_between_a_steps_inputs_and_its_logits(
     inputs = DecodeBuffers(5, 7, META).metadata(5, 1, 112)
     buffers = DecodeBuffers(8, 9, META)
     buffers.fill(torch.zeros(5, dtype=torch.int64, device=META), inputs, 8)
+    drafts = DecodeBuffers(5, 7, META).metadata(5, 3, 112)
+    buffers.fill(torch.zeros(5, dtype=torch.int64, device=META), drafts, 8)
     cache: list[Any] = [None] * 64
     finite = model.compute_logits(model(buffers.token_ids, cache, NoAttention())).isfinite()
     for wait in (finite.all().item, finite.cpu, finite.tolist, finite.nonzero):

@@ -16,12 +16,12 @@ ANSWERS = [json_answer({"const": number}) for number in range(10)]
 def test_answers_of_one_grammar_do_not_touch_each_other() -> None:
     book, tokenizer = GrammarBook(MODEL), Tokenizer(MODEL)
     book.prepare(ANSWERS[1])
-    first, second = book.matcher(ANSWERS[1]), book.matcher(ANSWERS[1])
+    first, second = book.prepare(ANSWERS[1]).matcher(), book.prepare(ANSWERS[1]).matcher()
     begun = second.mask()
     for token_id in tokenizer.encode_content("1"):
         first.push(token_id)
     assert second.mask() == begun
-    assert book.matcher(ANSWERS[1]).mask() == begun
+    assert book.prepare(ANSWERS[1]).matcher().mask() == begun
     assert first.mask() != begun
 
 
@@ -39,10 +39,10 @@ def test_a_grammar_is_compiled_once_and_the_oldest_are_forgotten(
 
     monkeypatch.setattr(book, "_compile", counted)
     for number in (0, 1, 2, 0, 3, 0, 1):
-        book.matcher(ANSWERS[number])
+        book.prepare(ANSWERS[number]).matcher()
     assert [ANSWERS.index(source) for source in compiled] == [0, 1, 2, 3, 1]
     monkeypatch.setattr(grammar_book, "MAX_BYTES", len(ANSWERS[0]))
-    book.matcher(ANSWERS[4])
+    book.prepare(ANSWERS[4]).matcher()
     assert list(book._begun) == [ANSWERS[4]]
 
 
@@ -50,11 +50,11 @@ def test_what_went_wrong_is_told_when_the_grammar_is_needed(tmp_path: Path) -> N
     book = GrammarBook(MODEL)
     book.prepare(json_answer({"not": {}}))
     with pytest.raises(GrammarError, match="not"):
-        book.matcher(json_answer({"not": {}}))
+        book.prepare(json_answer({"not": {}})).matcher()
     nowhere = GrammarBook(tmp_path)
     nowhere.prepare(ANSWERS[0])
     with pytest.raises(TokenizerError):
-        nowhere.matcher(ANSWERS[0])
+        nowhere.prepare(ANSWERS[0]).matcher()
 
 
 @pytest.mark.parametrize("source", [ANSWERS[0], "no grammar at all"])
@@ -67,3 +67,13 @@ def test_who_asks_for_a_grammar_is_told_when_there_is_nothing_left_to_wait_for(s
     book.compile(source, again.set)
     assert again.is_set()
     assert book._begun[source].done()
+
+
+def test_who_holds_a_grammar_need_not_compile_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_book, "MAX_GRAMMARS", 1)
+    book = GrammarBook(MODEL)
+    held = book.prepare(ANSWERS[0])
+    book.prepare(ANSWERS[1]).matcher()
+    assert list(book._begun) == [ANSWERS[1]]
+    monkeypatch.setattr(book, "_compile", lambda source: pytest.fail("compiled again"))
+    assert held.matcher().mask()

@@ -8,8 +8,9 @@ import psutil
 import pytest
 
 from cluster.text.grammar import GrammarError
-from cluster.text.grammar_trial import GrammarTrial
+from cluster.text.grammar_trial import GrammarTrial, TrialLostError
 from cluster.text.json_grammar import json_answer
+from cluster.text.trial_process import LATE
 from tests.cluster.text.grammar_bombs import BOMBS
 
 MODEL = Path(__file__).resolve().parents[3] / "configs" / "models" / "deeprequest-demo"
@@ -64,18 +65,23 @@ def test_the_process_starts_before_anybody_waits_for_it_and_ends_when_told() -> 
     assert not psutil.pid_exists(started)
 
 
-def test_a_process_that_dies_refuses_its_grammar_and_is_replaced() -> None:
+def test_a_process_that_dies_is_replaced_and_no_grammar_is_blamed_for_it() -> None:
     trial = GrammarTrial(MODEL)
     trial.run(GOOD)
     assert trial._process is not None
     first = trial._process.pid
     trial._process.kill()
-    with pytest.raises(GrammarError, match="ended"):
-        trial.run(GOOD)
     trial.run(GOOD)
-    assert trial._process is not None
     assert trial._process.pid != first
     trial.close()
+
+
+@pytest.mark.parametrize("answer", [None, LATE])
+def test_no_verdict_is_no_refusal(answer: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = GrammarTrial(MODEL)
+    monkeypatch.setattr(trial, "_ask", lambda source: answer)
+    with pytest.raises(TrialLostError):
+        trial.run(GOOD)
 
 
 def test_trials_of_many_threads_take_turns(trial: GrammarTrial) -> None:

@@ -19,7 +19,7 @@ from cluster.text import trial_process
 from cluster.text.grammar import GrammarCompiler, GrammarError
 from cluster.text.json_grammar import json_answer
 from cluster.text.tokenizer import Tokenizer
-from cluster.text.trial_process import some_id, verdict
+from cluster.text.trial_process import LATE, some_id, verdict
 
 MODEL = Path(__file__).resolve().parents[3] / "configs" / "models" / "deeprequest-demo"
 GOOD = json_answer({"type": "array", "items": {"type": "integer"}})
@@ -96,8 +96,9 @@ def test_a_trial_that_starves_is_replaced_by_one_with_a_share(trial: Verdict) ->
 
 
 def test_processor_time_is_limited_and_so_is_waiting(trial: Verdict) -> None:
-    assert trial("", spin, 0.05) == "it takes more than 0.05 s"
-    assert trial("", sleep, 0.05) == "it takes more than 0.05 s"
+    # on a busy machine there may be no verdict
+    assert trial("", spin, 0.05) in ("it takes more than 0.05 s", LATE)
+    assert trial("", sleep, 0.05) == LATE
 
 
 @pytest.mark.parametrize("ruin", [exhaust_memory, crash, panic])

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -45,6 +45,7 @@ class Device:
 
     def __init__(self) -> None:
         self.frames: list[SchedulerOutput] = []
+        self.drawn: list[int] = []
 
     def launch(self, frame: SchedulerOutput) -> "OnDevice":
         self.frames.append(frame)
@@ -54,6 +55,9 @@ class Device:
 class OnDevice(NamedTuple):
     device: Device
     frame: SchedulerOutput
+
+    def begin_draw(self) -> None:
+        self.device.drawn.append(self.frame.step)
 
     def needs_settling(self) -> bool:
         return self.device.frames[-1] is self.frame
@@ -125,3 +129,20 @@ def test_a_lost_rank_is_an_error_before_anything_is_computed() -> None:
         GangExecutor(worker, [here]).submit(FRAME)
     assert not worker.frames
     here.close()
+
+
+def test_nothing_is_sent_to_ranks_that_wait_for_this_one_to_draw() -> None:
+    """They would not read, and sending would wait for them: a draw by the host needs all ranks."""
+    drawn_before: list[list[int]] = []
+    device = Device()
+
+    class Noting:
+        def send(self, frame: bytes) -> None:
+            drawn_before.append(list(device.drawn))
+
+    channel: Any = Noting()
+    executor = GangExecutor(device, [channel])
+    executor.submit(SchedulerOutput(1, [], [], [], []))
+    executor.tell(b"a grammar")
+    executor.submit(SchedulerOutput(2, [], [], [], []))
+    assert drawn_before == [[], [1], [1, 1]]

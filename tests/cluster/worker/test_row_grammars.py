@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,15 +44,23 @@ class Source:
         self.prepared: list[str] = []
         self.needed: list[str] = []
 
-    def prepare(self, source: str) -> None:
+    def prepare(self, source: str) -> "Asked":
         self.prepared.append(source)
+        return Asked(self, source)
 
     def compile(self, source: str, done: Callable[[], None]) -> None:
         done()
 
-    def matcher(self, source: str) -> Counting:
-        self.needed.append(source)
-        if source == "bad":
+
+class Asked(NamedTuple):
+    """A grammar of a source."""
+
+    source: Source
+    name: str
+
+    def matcher(self) -> Counting:
+        self.source.needed.append(self.name)
+        if self.name == "bad":
             raise ValueError("cannot be compiled")
         return Counting()
 
