@@ -54,6 +54,8 @@ class GrammarWait:
 
     def take_ready(self) -> list[EngineRequest]:
         """The requests whose grammar all ranks have by now."""
+        if not self._held:
+            return []
         self._calls.collect()
         done = [held.request for held in self._held.values() if self._calls.is_done(held.number)]
         for request in done:
