@@ -198,6 +198,18 @@ def test_what_a_plan_made_room_for_lives_as_long_as_its_recording(
     assert all(plan() is not None for plan in made)
 
 
+def forget(graphs: DecodeGraphs, name: str) -> None:
+    """From now on an input stays as it is when a step's are filled in."""
+    buffers, fill = graphs.buffers, graphs.buffers.fill
+
+    def forgetful(*args: Any) -> None:
+        stale = getattr(buffers, name).clone()
+        fill(*args)
+        getattr(buffers, name).copy_(stale)
+
+    buffers.fill = forgetful  # type: ignore[method-assign,assignment]
+
+
 @pytest.mark.parametrize(
     "forgotten", ["token_ids", "positions", "slots", "seq_lens", "block_table"]
 )
@@ -212,15 +224,7 @@ def test_an_input_that_is_not_refreshed_does_not_pass_unseen(
     want = eager.tokens
     driver = make_driver(tiny_checkpoint, kernels="torch")
     [(graphs, _)] = record(driver, [4])
-    buffers = graphs.buffers
-    fill = buffers.fill
-
-    def forgetful(*args: Any) -> None:
-        stale = getattr(buffers, forgotten).clone()
-        fill(*args)
-        getattr(buffers, forgotten).copy_(stale)
-
-    buffers.fill = forgetful  # type: ignore[method-assign,assignment]
+    forget(graphs, forgotten)
     try:
         for row in (1, 4):
             driver.start(row, PROMPTS[row], GREEDY)
@@ -238,14 +242,7 @@ def test_what_drafts_read_beside_their_tokens_does_not_stay_as_it_was_unseen(
     want = play_in_pieces(make_driver(tiny_checkpoint, kernels="torch"), 4)
     driver = make_driver(tiny_checkpoint, kernels="torch")
     [(graphs, _)] = record(driver, [20], max_queries=4)
-    buffers, fill = graphs.buffers, graphs.buffers.fill
-
-    def forgetful(*args: Any) -> None:
-        stale = getattr(buffers, forgotten).clone()
-        fill(*args)
-        getattr(buffers, forgotten).copy_(stale)
-
-    buffers.fill = forgetful  # type: ignore[method-assign,assignment]
+    forget(graphs, forgotten)
     try:
         told = play_in_pieces(driver, 4)
     except (IndexError, RuntimeError):
