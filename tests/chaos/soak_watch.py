@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import psutil
 import redis
 
 from serve_app.tenancy.redis_server import running_url
 from tests.chaos.soak_clients import Answer
+from tests.serve_app.tenancy.records import unpack
 
 MB = 2**20
 MOST_NEW_FDS = 32
@@ -84,7 +84,7 @@ def held(state_dir: Path) -> list[str]:
             if kind in ("req", "in", "out", "q") or (kind in ("dl", "mx") and not rest):
                 found.append(name)
             elif kind in ("pool", "mt"):
-                found += _counts(name, _record(client, key))
+                found += _counts(name, _record(client, kind, key))
             elif kind == "led" and client.xlen(key):
                 found.append("ledger entries that are not stored")
     journals = (state_dir / "journal").glob("*.jsonl")
@@ -118,10 +118,9 @@ def mistakes(answers: dict[str, Answer], rows: dict[str, list[dict[str, Any]]]) 
     return found
 
 
-def _record(client: "redis.Redis", key: bytes) -> dict[str, Any]:
+def _record(client: "redis.Redis", kind: str, key: bytes) -> dict[str, Any]:
     packed: Any = client.get(key)
-    record: dict[str, Any] = msgspec.msgpack.decode(packed) if packed else {}
-    return record
+    return unpack(kind, packed) if packed else {}
 
 
 def _counts(name: str, record: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ local function told(reply, r, scopes)
   return add_figures(reply, scopes)
 end
 
-local function same_answer(r)
+local function same_answer(r)  -- seldom
   if r.state == 'q' then return told({'wait', pool.waiting, -1}, r, scopes_of(r)) end
   return told({'run', r.fence, r.replica}, r, scopes_of(r))
 end
@@ -75,11 +75,11 @@ local RETRY, RETRIES = 10, 100
 local function is_stray(due) return retries > 0 and not due end
 
 local function count_retries(m, strayed)
-  m.again = strayed and m.again + RETRY or m.again > 1 and m.again - 1 or nil
+  m.again = strayed and m.again + RETRY or math.max(0, m.again - 1)
 end
 
 -- Patience in microseconds and the predicted wait in milliseconds, or the refusal.
-local function place_in_queue(r, scopes)
+local function place_in_queue(r, scopes)  -- seldom
   local class, patience = r.rank, math.min(wait, rule_of(r.rank)[4])
   local count = call('ZCARD', queue_of(class, r.tenant)) + 1
   if pool.ready == 0 then
@@ -124,7 +124,7 @@ end
 local looked, swept, admitted = false, false, false
 
 local function admit()
-  if pool.epoch == 0 then return {'rebuild'} end
+  if pool.epoch == '' then return {'rebuild'} end
   local known = read_request(rid)
   if known then return same_answer(known) end  -- and nothing changes
   if not lease_holds(ingress) then return {'lease'} end
@@ -143,7 +143,7 @@ local function admit()
   local output = reserved_output(mean, USUAL, most)
   local cost = {1, prompt + output, prompt, output}
   local money, currency = cost_of(price, prompt, 0, output)
-  local reply = refused_budget(scopes, {tokens = cost[2], money = money, currency = currency})
+  local reply = refused_budget(scopes, cost[2], money, currency)
     or refused_limit(scopes, cost)
   if reply then return reply end
   local r = {
@@ -164,14 +164,13 @@ local function admit()
     enqueue(rid, r, now + patience)
     reply = {'wait', pool.waiting, eta}
   end
-  write_request(rid, r)
   hold(rid, r, scopes)
   count_retries(scopes[1].m, strayed)
   for s = 1, 2 do
     take(scopes[s], cost)
     spend(scopes[s], cost[2], money, TODAY)
-    save_scope(scopes[s])
   end
+  save_scopes(scopes, request_key(rid), pack_request(r))
   pool.nadm = pool.nadm + 1
   admitted = true
   return told(reply, r, scopes)

@@ -12,7 +12,7 @@ if ends < pool.due then
   save_pool()
 end
 local reply = {
-  pool.epoch ~= 0 and pool.epoch or '', pool.nconf, call('SCARD', P .. 'in:' .. ingress),
+  pool.epoch, pool.nconf, call('SCARD', P .. 'in:' .. ingress),
 }
 for i = 4, math.min(#ARGV, 67) do
   local r = read_request(ARGV[i])

@@ -6,7 +6,7 @@
 local TODAY = divide_down(now, 86400000000)
 
 -- Months since March of the year 0, from days since 1970-01-01.
-local function month_of(day)
+local function month_of(day)  -- seldom
   local shifted = day + 719468
   local era = math.floor(shifted / 146097)
   local of_era = shifted - era * 146097
@@ -17,41 +17,51 @@ local function month_of(day)
   return (era * 400 + year) * 12 + math.floor((5 * of_year + 2) / 153)
 end
 
--- name, number of the period, the meter's fields (which one was counted last, what it took), and the
--- budgets' names
-local PERIODS = {
-  {name = 'day', number = TODAY, of = function(day) return day end,
-    last = 'dno', tokens = 'dsp', money = 'dmo', most = {tokens = 'daytok', money = 'daymoney'}},
-  {name = 'month', number = month_of(TODAY), of = month_of,
-    last = 'mno', tokens = 'msp', money = 'mmo', most = {tokens = 'montok', money = 'monmoney'}},
-}
+-- Which month it is: that of a day that was counted is known, and needs no calendar.
+local function month_by(m) return m.dno == TODAY and m.mno or month_of(TODAY) end
 
-local function spent_in(scope, period, unit)
-  return scope.m[period.last] == period.number and scope.m[period[unit]] or 0
+-- Tokens and money of the day, tokens and money of the month, both of now.
+local function spent_of(m)
+  if m.dno == TODAY then return m.dsp, m.dmo, m.msp, m.mmo end
+  if m.mno == month_by(m) then return 0, 0, m.msp, m.mmo end
+  return 0, 0, 0, 0
 end
 
--- The refusal of a cost (tokens, and money with its currency) that a budget has no room for, or nil.
-local function refused_budget(scopes, cost)
-  for _, scope in ipairs(scopes) do
-    for _, period in ipairs(PERIODS) do
-      for _, unit in ipairs({'tokens', 'money'}) do
-        local budget, spent = scope.may[period.most[unit]], spent_in(scope, period, unit)
-        if budget > 0 and spent + cost[unit] > budget then
-          local of = unit == 'money' and cost.currency or unit
-          return add_figures({'quota', period.name, scope.kind, of, cost[unit], budget, spent}, scopes)
-        end
-      end
+local function first_passed(may, m, tokens, money)
+  local day, day_money, month, month_money = spent_of(m)
+  if may.daytok > 0 and day + tokens > may.daytok then return 'day', 'tokens', may.daytok, day end
+  if may.daymoney > 0 and day_money + money > may.daymoney then
+    return 'day', 'money', may.daymoney, day_money
+  end
+  if may.montok > 0 and month + tokens > may.montok then return 'month', 'tokens', may.montok, month end
+  if may.monmoney > 0 and month_money + money > may.monmoney then
+    return 'month', 'money', may.monmoney, month_money
+  end
+end
+
+-- The refusal of a cost (tokens, and money in `currency`) that a budget has no room for, or nil.
+local function refused_budget(scopes, tokens, money, currency)
+  for s = 1, 2 do
+    local scope = scopes[s]
+    local period, unit, budget, spent = first_passed(scope.may, scope.m, tokens, money)
+    if period then
+      local cost = unit == 'money' and money or tokens
+      if unit == 'money' then unit = currency end
+      return add_figures({'quota', period, scope.kind, unit, cost, budget, spent}, scopes)
     end
   end
 end
 
 -- Adds tokens and money (negative: a refund) of a request that was admitted on `day`.
 local function spend(scope, tokens, money, day)
-  for _, period in ipairs(PERIODS) do
-    if period.of(day) == period.number then
-      scope.m[period.tokens] = math.max(0, spent_in(scope, period, 'tokens') + tokens)
-      scope.m[period.money] = math.max(0, spent_in(scope, period, 'money') + money)
-      scope.m[period.last] = period.number
-    end
+  local m = scope.m
+  local month = month_by(m)
+  if day == TODAY then
+    if m.dno ~= TODAY then m.dno, m.dsp, m.dmo = TODAY, 0, 0 end
+    m.dsp, m.dmo = math.max(0, m.dsp + tokens), math.max(0, m.dmo + money)
+  elseif month_of(day) ~= month then
+    return
   end
+  if m.mno ~= month then m.mno, m.msp, m.mmo = month, 0, 0 end
+  m.msp, m.mmo = math.max(0, m.msp + tokens), math.max(0, m.mmo + money)
 end

@@ -85,7 +85,7 @@ local function remove_replica(id)
 end
 
 -- A replica that has not reported for its time to live offers nothing any more.
-local function drop_silent_replicas()
+local function drop_silent_replicas()  -- seldom
   local silent = call('ZRANGEBYSCORE', P .. 'rep', '-inf', now, 'LIMIT', 0, 16)
   for _, id in ipairs(silent) do remove_replica(id) end
   if #silent > 0 then recount() end
@@ -146,7 +146,7 @@ local function time_to_serve(kv, count)
 end
 
 -- Milliseconds a client should stay away while no replica is ready.
-local function cold_start_left()
+local function cold_start_left()  -- seldom
   local usual = pool.cold > 0 and pool.cold or 10000000
   local gone = pool.emptyat > 0 and now - pool.emptyat or 0
   return math.max(1000, math.floor((usual - gone) / 1000))

@@ -1,8 +1,9 @@
 -- What every script starts with: the key prefix, the clock, exact integers, records, the pool.
 -- KEYS[1] is `dr:{<pool>}:pool`; ARGV[1] is '' (Redis's own clock) or, in tests, microseconds.
 -- Lua doubles are exact to 2^53. A command is told a number in full, but tostring keeps 14 digits: inside
--- of strings numbers that may be longer are written with `int`. What is always read and written as a whole (pool, req:*, mt:*, key:*, ten:*) is a
--- record: a string of MessagePack, whose absent fields are 0. That costs a third of a hash of its size.
+-- of strings numbers that may be longer are written with `int`. What is always read and written as a whole is
+-- one string: pool, req:* and mt:*, which every call needs, as records with a layout (records.py), key:* and
+-- ten:* as MessagePack, whose absent fields are 0. That costs a third of a hash of its size.
 
 local P = string.sub(KEYS[1], 1, -5)
 local call = redis.call
@@ -26,7 +27,7 @@ end
 local function save(key, record) call('SET', key, cmsgpack.pack(record)) end
 
 -- The pool's record:
--- epoch                           0 in an empty Redis: the keys have to be loaded first
+-- epoch                           '' in an empty Redis: the keys have to be loaded first
 -- conf nconf                      newest version of the keys; how often they changed
 -- fence arr tick                  grants made; time of the last arrival, of the last TICK
 -- committed running waiting wneed KV tokens and requests running; requests and KV tokens waiting
@@ -44,15 +45,27 @@ local function save(key, record) call('SET', key, cmsgpack.pack(record)) end
 -- nadm nset ncan                  requests admitted, settled, cancelled before they ran
 -- ndrop paid                      ledger entries dropped before they were stored; the epoch whose
 --                                 budgets were reckoned up from the ledger
-local pool = load(KEYS[1])
-local function save_pool() save(KEYS[1], pool) end
+local read_pool, pack_pool = record [[
+  epoch=s paid=s
+  conf nconf fence arr tick committed running waiting wneed gb g0 g1 g2 g3
+  w1 w2 w3 w4 n1 n2 n3 n4 k1 k2 k3 k4 v1 v2 v3 v4 s1 s2 s3 s4 h1 h2 h3 h4
+  ready ktot kmost kbrake kref maxrun maxneed block ew ewn ewd q qat qset eww ewk cold emptyat
+  due gone prom nadm nset ncan ndrop
+]]
+local pool = read_pool(call('GET', KEYS[1]))
+local function save_pool() call('SET', KEYS[1], pack_pool(pool)) end
 
 -- A request's record: state (q waiting, r running), digest key tenant weight rank ingress, input
 -- output (reserved of limits), most (it may produce), kv (KV tokens reserved), enq beg mx (arrival,
 -- start, longest run), day (that budgets count it in), model, price (scripts/price.lua),
 -- mark (promise.lua), replica fence vc (charged time).
+local read_request_record, pack_request = record [[
+  state=s digest=s key=s tenant=s ingress=s model=s price=s mark=s replica=s
+  rank weight input output most kv enq beg mx day fence vc
+]]
+local function request_key(rid) return P .. 'req:' .. rid end
 local function read_request(rid)
-  local packed = call('GET', P .. 'req:' .. rid)
-  return packed and cmsgpack.unpack(packed)
+  local packed = call('GET', request_key(rid))
+  return packed and read_request_record(packed)
 end
-local function write_request(rid, r) save(P .. 'req:' .. rid, r) end
+local function write_request(rid, r) call('SET', request_key(rid), pack_request(r)) end

@@ -14,7 +14,7 @@ local UNTOLD = {print = true, op = true, by = true, at = true, version = true}
 -- Who did what: an edit of the file leaves the record's own word of it as it was.
 local function author(held, fields)
   if fields.gone then return 'gone', 'file' end
-  if pool.epoch == 0 then return 'load', fields.by end
+  if pool.epoch == '' then return 'load', fields.by end
   if fields.op == '' or held.version == fields.version then
     return held.print ~= 0 and 'edit' or 'add', 'file'
   end
@@ -67,6 +67,19 @@ local function drop(kind, name)
   return 1
 end
 
+-- What a release left that kept the pool in another format, but keys, the ledger and the audit: nothing of
+-- it can be read, and all of it comes back from the file, the ledger and the ingresses.
+local KEPT = {key = true, ten = true, known = true, led = true, aud = true, idem = true, idm = true,
+  idz = true, idb = true}
+local function clear_other_format()
+  local packed = call('GET', KEYS[1])
+  if not packed or string.byte(packed) <= 127 then return end
+  for _, key in ipairs(call('KEYS', P .. '*')) do
+    if not KEPT[string.match(string.sub(key, #P + 1), '^[^:]*')] then call('DEL', key) end
+  end
+end
+
+if pool.epoch == '' then clear_other_format() end
 local version, changed = tonumber(ARGV[3]), 0
 if version < pool.conf then
   changed = -1
@@ -78,9 +91,9 @@ else
   end
   if changed > 0 then pool.nconf = pool.nconf + 1 end
 end
-local epoch = ARGV[2] ~= '' and pool.epoch == 0 and ARGV[2] or pool.epoch
+local epoch = pool.epoch == '' and ARGV[2] or pool.epoch
 if epoch ~= pool.epoch or version > pool.conf or changed > 0 then
   pool.epoch, pool.conf = epoch, math.max(pool.conf, version)
   save_pool()
 end
-return {pool.epoch ~= 0 and pool.epoch or '', changed, pool.conf}
+return {pool.epoch, changed, pool.conf}

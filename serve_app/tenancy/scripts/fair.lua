@@ -5,9 +5,7 @@
 -- a tenant's batch was given does not hold up what it asks for interactively.
 
 local VTH, WN = P .. 'vth', P .. 'wn'  -- wn: KV tokens waiting, and under `w:...` the tenant's weight
-local VT = {}
-for class = 1, 4 do VT[class] = P .. 'vt:' .. CLASSES[class] end
-
+local function turns_of(class) return P .. 'vt:' .. CLASSES[class] end
 local function queue_of(class, tenant) return P .. 'q:' .. CLASSES[class] .. ':' .. tenant end
 local function field_of(class, tenant) return CLASSES[class] .. ':' .. tenant end
 
@@ -20,19 +18,19 @@ end
 local function lifted(class, tenant)
   local present = pool[CLOCK[class]]
   if pool[WAITING[class]] > 0 then
-    present = tonumber(call('ZRANGE', VT[class], 0, 0, 'WITHSCORES')[2])
+    present = tonumber(call('ZRANGE', turns_of(class), 0, 0, 'WITHSCORES')[2])
   end
   return math.max(num(call('HGET', VTH, field_of(class, tenant))), present)
 end
 
 local function set_time(class, tenant, time)
   call('HSET', VTH, field_of(class, tenant), time)
-  if pool[WAITING[class]] > 0 then call('ZADD', VT[class], 'XX', time, tenant) end
+  if pool[WAITING[class]] > 0 then call('ZADD', turns_of(class), 'XX', time, tenant) end
 end
 
 local function charge(class, tenant, cost)
   local time = call('HINCRBY', VTH, field_of(class, tenant), cost)
-  if pool[WAITING[class]] > 0 then call('ZADD', VT[class], 'XX', time, tenant) end
+  if pool[WAITING[class]] > 0 then call('ZADD', turns_of(class), 'XX', time, tenant) end
 end
 
 local function count_waiting(class, count, kv)
@@ -50,13 +48,13 @@ local function weigh(class, tenant, weight)
   if weight > 0 then call('HSET', WN, field, weight) else call('HDEL', WN, field) end
 end
 
-local function enqueue(rid, r, deadline)
+local function enqueue(rid, r, deadline)  -- seldom
   local class, tenant = r.rank, r.tenant
   local queue = queue_of(class, tenant)
   if call('ZCARD', queue) == 0 then
     local time = lifted(class, tenant)
     call('HSET', VTH, field_of(class, tenant), time)
-    call('ZADD', VT[class], time, tenant)
+    call('ZADD', turns_of(class), time, tenant)
   end
   if pool[WAITING[class]] == 0 then pool[TURN[class]] = now end
   pool.arr = math.max(pool.arr + 1, now)
@@ -67,14 +65,14 @@ local function enqueue(rid, r, deadline)
   weigh(class, tenant, r.weight)
 end
 
-local function unqueue(rid, r)
+local function unqueue(rid, r)  -- seldom
   local class, tenant = r.rank, r.tenant
   local queue = queue_of(class, tenant)
   call('ZREM', queue, rid)
   call('ZREM', P .. 'dl', rid)
   count_waiting(class, -1, -r.kv)
   if call('ZCARD', queue) == 0 then
-    call('ZREM', VT[class], tenant)
+    call('ZREM', turns_of(class), tenant)
     call('HDEL', WN, field_of(class, tenant))
     weigh(class, tenant, 0)
   else
@@ -114,6 +112,6 @@ end
 local function rest_when_empty()
   if pool.running == 0 and pool.waiting == 0 then
     call('DEL', VTH)
-    for class = 1, 4 do pool[CLOCK[class]] = nil end
+    for class = 1, 4 do pool[CLOCK[class]] = 0 end
   end
 end

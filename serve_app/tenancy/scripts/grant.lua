@@ -37,7 +37,7 @@ local function sweep_deadlines()
   end
 end
 
-local function reap()
+local function reap()  -- seldom
   local dead = call('ZRANGEBYSCORE', P .. 'ls', '-inf', now, 'LIMIT', 0, 1)[1]
   if not dead then return false end
   local rids = call('SRANDMEMBER', P .. 'in:' .. dead, 32)
@@ -54,7 +54,7 @@ local function reap()
 end
 
 -- Until then no lease and no replica can be found to have ended.
-local function know_due()
+local function know_due()  -- seldom
   pool.due = 2 ^ 52
   for _, ends in ipairs({P .. 'ls', P .. 'rep'}) do
     pool.due = math.min(pool.due, tonumber(call('ZRANGE', ends, 0, 0, 'WITHSCORES')[2]) or pool.due)
@@ -63,15 +63,15 @@ end
 
 -- KV and output that a waiter would reserve if it came now: lengths have been learned meanwhile.
 local function wanted_now(r)
-  local mean, own = mean_output(load(P .. 'mt:k:' .. r.key), load(P .. 'mt:t:' .. r.tenant))
+  local mean, own = mean_output(read_meter('k:' .. r.key), read_meter('t:' .. r.tenant))
   return kv_wanted(r, mean, own), reserved_output(mean, USUAL, r.most)
 end
 
-local function grant()
+local function hand_out()  -- seldom
   for _ = 1, 64 do
     if pool.waiting == 0 or pool.running >= pool.maxrun then return end
     local class, ceiling = turn()
-    local next_one = call('ZRANGE', VT[class], 0, 0, 'WITHSCORES')
+    local next_one = call('ZRANGE', turns_of(class), 0, 0, 'WITHSCORES')
     local tenant, time = next_one[1], tonumber(next_one[2])
     local rid = call('ZRANGE', queue_of(class, tenant), 0, 0)[1]
     local r = read_request(rid)
@@ -91,4 +91,8 @@ local function grant()
       tell(r.ingress, 'g', rid, r.fence, r.replica, r.kv)
     end
   end
+end
+
+local function grant()
+  if pool.waiting > 0 and pool.running < pool.maxrun then hand_out() end
 end

@@ -26,12 +26,17 @@ end
 -- nin ncached nout (totals of what was settled), again (of retries, admit.lua), and what budgets took
 -- (budget.lua).
 local DEBTS = {'r', 't', 'i', 'o'}
+local read_meter_record, pack_meter = record [[
+  at r t i o n ew ewn ewd nreq nin ncached nout again dno dsp dmo mno msp mmo
+]]
+local function read_meter(name) return read_meter_record(call('GET', P .. 'mt:' .. name)) end
+
 local function read_scope(kind, name, may)
-  local m = load(P .. 'mt:' .. kind .. ':' .. name)
+  local m = read_meter(kind .. ':' .. name)
   local idle = math.max(0, now - m.at)
   for i = 1, 4 do
     local limit, debt = may[LIMITS[i]], DEBTS[i]
-    m[debt] = limit > 0 and math.max(0, m[debt] - idle * limit) or nil
+    m[debt] = limit > 0 and math.max(0, m[debt] - idle * limit) or 0
   end
   m.at = now
   local burst = (may.burst > 0 and may.burst or 60) * 1000000
@@ -45,7 +50,11 @@ local function read_scopes(key, digest, tenant)
   }
 end
 
-local function save_scope(scope) save(P .. 'mt:' .. scope.name, scope.m) end
+-- Both scopes, and whatever else is given, by one command: each costs what a record costs.
+local function save_scopes(scopes, ...)
+  local key, tenant = scopes[1], scopes[2]
+  call('MSET', P .. 'mt:' .. key.name, pack_meter(key.m), P .. 'mt:' .. tenant.name, pack_meter(tenant.m), ...)
+end
 
 -- Returns the wait in microseconds until `cost` fits all meters, and which one decides;
 -- -1 when it can never fit.

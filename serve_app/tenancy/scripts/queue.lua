@@ -1,4 +1,4 @@
--- uses: common
+-- uses: common meter
 -- QUEUE <now> <class...>: tenants with waiters, at most 64 of a class, those next in turn first, each
 -- as [class, tenant, waiting, milliseconds the oldest waits, in flight].
 
@@ -11,7 +11,7 @@ for i = 2, #ARGV do
     rows[#rows + 1] = {
       class, tenant, call('ZCARD', queue),
       oldest and math.max(0, math.floor((now - tonumber(oldest)) / 1000)) or 0,
-      load(P .. 'mt:t:' .. tenant).n,
+      read_meter('t:' .. tenant).n,
     }
   end
 end

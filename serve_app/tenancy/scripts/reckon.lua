@@ -9,10 +9,9 @@
 -- without scopes it marks the epoch as reckoned up.
 
 local MOST = 4000
-local epoch = pool.epoch ~= 0 and pool.epoch or ''
-local reply = {'ok', epoch, pool.nset, TODAY}
+local reply = {'ok', pool.epoch, pool.nset, TODAY}
 local asked, mend = ARGV[2] ~= '', ARGV[5] == '1'
-if asked and (ARGV[2] ~= epoch or tonumber(ARGV[3]) ~= pool.nset or tonumber(ARGV[4]) ~= TODAY) then
+if asked and (ARGV[2] ~= pool.epoch or tonumber(ARGV[3]) ~= pool.nset or tonumber(ARGV[4]) ~= TODAY) then
   return {'moved'}
 end
 
@@ -22,15 +21,14 @@ local reserved = setmetatable({}, {__index = function(all, name)
   return rawget(all, name)
 end})
 
+local MONTH = month_of(TODAY)
+
 local function add_up(r)
-  for i, period in ipairs(PERIODS) do
-    if period.of(r.day) == period.number then
-      local money = cost_of(r.price, r.input, 0, r.output)
-      for _, name in ipairs({'k:' .. r.key, 't:' .. r.tenant}) do
-        local sums = reserved[name]
-        sums[2 * i - 1], sums[2 * i] = sums[2 * i - 1] + r.input + r.output, sums[2 * i] + money
-      end
-    end
+  local tokens, money = r.input + r.output, cost_of(r.price, r.input, 0, r.output)
+  for _, name in ipairs({'k:' .. r.key, 't:' .. r.tenant}) do
+    local sums = reserved[name]
+    if r.day == TODAY then sums[1], sums[2] = sums[1] + tokens, sums[2] + money end
+    if month_of(r.day) == MONTH then sums[3], sums[4] = sums[3] + tokens, sums[4] + money end
   end
 end
 
@@ -41,19 +39,13 @@ local function add_up_all()
 end
 
 local function reckon(name, should)
-  local scope = {m = load(P .. 'mt:' .. name)}
+  local m = read_meter(name)
   for j = 1, 4 do should[j] = should[j] + reserved[name][j] end
-  local counted = {}
-  for _, period in ipairs(PERIODS) do
-    counted[#counted + 1] = spent_in(scope, period, 'tokens')
-    counted[#counted + 1] = spent_in(scope, period, 'money')
-  end
+  local counted = {spent_of(m)}
   if mend then
-    for i, period in ipairs(PERIODS) do
-      scope.m[period.last] = period.number
-      scope.m[period.tokens], scope.m[period.money] = should[2 * i - 1], should[2 * i]
-    end
-    save(P .. 'mt:' .. name, scope.m)
+    m.dno, m.mno = TODAY, MONTH
+    m.dsp, m.dmo, m.msp, m.mmo = unpack(should)
+    call('SET', P .. 'mt:' .. name, pack_meter(m))
   end
   return counted, should
 end
@@ -71,7 +63,7 @@ for i = 6, math.min(#ARGV, 5 + 64 * 5), 5 do
   for j = 1, 4 do reply[#reply + 1] = should[j] end
 end
 if mend and #ARGV == 5 then
-  pool.paid = epoch
+  pool.paid = pool.epoch
   save_pool()
 end
 return reply

@@ -26,7 +26,7 @@ local function settle_late(rid, told)
   account(r, how, rest, took, false, times > 0)
 end
 
-if pool.epoch == 0 then return -1 end
+if pool.epoch == '' then return -1 end
 local new = 0
 for i = 2, math.min(#ARGV, 1 + 64 * FIELDS), FIELDS do
   local told = {unpack(ARGV, i, i + FIELDS - 1)}

@@ -34,7 +34,9 @@ local function account(r, how, used, took, held, again)
   local input, output = used.input, used.output
   local more = {0, input + output - r.input - r.output, input - r.input, output - r.output}
   local money = cost_of(r.price, input, used.cached, output) - cost_of(r.price, r.input, 0, r.output)
-  for _, scope in ipairs(scopes_of(r)) do
+  local scopes = scopes_of(r)
+  for s = 1, 2 do
+    local scope = scopes[s]
     local m = scope.m
     if held then m.n = math.max(0, m.n - 1) end
     take(scope, more)
@@ -44,8 +46,8 @@ local function account(r, how, used, took, held, again)
       m.ncached, m.nout = m.ncached + used.cached, m.nout + output
       if how == 'ok' then learn_all(m, output, took) end
     end
-    save_scope(scope)
   end
+  save_scopes(scopes)
   if how == 'ok' then
     learn_all(pool, output, took)
     -- eww / ewk is the mean time of a KV token in use; both fade together

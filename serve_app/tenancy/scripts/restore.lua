@@ -11,7 +11,7 @@ for i = 3, math.min(#ARGV, 2 + 64 * 12), 12 do
     local r = {
       digest = ARGV[i + 1], key = ARGV[i + 2], tenant = ARGV[i + 3], weight = tonumber(ARGV[i + 4]),
       rank = RANK[ARGV[i + 5]], input = tonumber(ARGV[i + 6]), output = tonumber(ARGV[i + 7]),
-      kv = tonumber(ARGV[i + 8]), mx = tonumber(ARGV[i + 9]), model = ARGV[i + 10],
+      most = tonumber(ARGV[i + 7]), kv = tonumber(ARGV[i + 8]), mx = tonumber(ARGV[i + 9]), model = ARGV[i + 10],
       price = ARGV[i + 11], mark = '', ingress = ingress, enq = now, replica = '', vc = 0, day = TODAY,
     }
     local scopes = scopes_of(r)
@@ -19,9 +19,8 @@ for i = 3, math.min(#ARGV, 2 + 64 * 12), 12 do
     hold(rid, r, scopes)
     for _, scope in ipairs(scopes) do
       spend(scope, r.input + r.output, cost_of(r.price, r.input, 0, r.output), TODAY)
-      save_scope(scope)
     end
-    write_request(rid, r)
+    save_scopes(scopes, request_key(rid), pack_request(r))
     pool.nadm = pool.nadm + 1
     restored = restored + 1
   end

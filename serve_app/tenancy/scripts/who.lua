@@ -3,7 +3,7 @@
 -- figures`, then `rpm tpm itpm otpm concurrency burst` of key and tenant (lists with commas; the key's
 -- defaults); or `auth reason`, or `rebuild` when Redis is empty.
 
-if pool.epoch == 0 then return {'rebuild'} end
+if pool.epoch == '' then return {'rebuild'} end
 local key = load(P .. 'key:' .. ARGV[2])
 local refusal = refused_key(key)
 if refusal then return {'auth', refusal} end

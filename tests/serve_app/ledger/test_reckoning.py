@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -15,6 +14,7 @@ from serve_app.tenancy.price import Price
 from serve_app.tenancy.refusals import QuotaExhausted
 from serve_app.tenancy.ticket import Ticket
 from tests.serve_app.ledger.breaking import BreakingDatabase
+from tests.serve_app.tenancy.records import pack
 from tests.serve_app.tenancy.world import World, attempt, until
 
 pytestmark = pytest.mark.anyio
@@ -101,7 +101,7 @@ async def test_differences_are_told_and_mended(world: World, breaking: BreakingD
     assert (found.compared, found.differences) == (4, [])
     meter = f"{world.store.prefix}mt:k:{key.key.id}"
     record = await world.spent("k", key.key.id)
-    packed = msgspec.msgpack.encode(record | {"dsp": 7, "mmo": 1})
+    packed = pack("mt", record | {"dsp": 7, "mmo": 1})
     await world.store.command("SET", meter, packed)
     for mend in (False, True):
         found = await reckoning.compare(scopes, mend=mend)

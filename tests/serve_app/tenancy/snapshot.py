@@ -9,7 +9,7 @@ from tests.serve_app.tenancy.promises import LAPSE
 
 OWN = {
     *("gb", "g0", "g1", "g2", "g3", "arr", "tick", "epoch", "block", "conf", "nconf"),
-    *("due", "gone"),
+    *("due", "gone", "paid"),
 }
 """Fields of the pool's record that the oracle keeps otherwise, or not at all."""
 LEARNED = ("ew", "ewn", "ewd", "nreq", "nin", "ncached", "nout", "again")

@@ -11,17 +11,25 @@ from typing import Any
 import redis
 
 from serve_app.tenancy.store import STABLE_KEYS, scripts
+from tests.serve_app.tenancy.records import layouts
 
 PREFIX = "dr:{machine}:"
 Check = Callable[[Any], None]
 
-STATE = """
+READERS = "local readers = {}\n" + "".join(
+    "\n".join([*layout.lua(), f"readers['{kind}'] = {layout.reader}\n"])
+    for kind, layout in layouts().items()
+)
+
+STATE = (
+    READERS
+    + """
 -- Everything in the pool, in text, but the records of keys and tenants, the streams, and who was
 -- paid for. News is taken away: each is read once. Tenants' lines of promises are told as records.
 local function number(x) return type(x) == 'number' and string.format('%.0f', x) or x end
-local function record(packed)
+local function record(fields)
   local flat = {}
-  for field, value in pairs(cmsgpack.unpack(packed)) do
+  for field, value in pairs(fields) do
     flat[#flat + 1] = field
     flat[#flat + 1] = number(value)
   end
@@ -31,7 +39,7 @@ local read = {
   hash = function(key)
     local flat = redis.call('HGETALL', key)
     if string.sub(key, -3) == ':pr' then
-      for i = 2, #flat, 2 do flat[i] = record(flat[i]) end
+      for i = 2, #flat, 2 do flat[i] = record(cmsgpack.unpack(flat[i])) end
     end
     return flat
   end,
@@ -42,7 +50,10 @@ local read = {
     redis.call('DEL', key)
     return lines
   end,
-  string = function(key) return record(redis.call('GET', key)) end,
+  string = function(key)
+    local kind = string.match(string.sub(key, #ARGV[1] + 1), '^[^:]*')
+    return record(readers[kind](redis.call('GET', key)))
+  end,
 }
 local skipped = {rules = true, known = true, key = true, ten = true, paid = true}
 local held = {}
@@ -56,6 +67,7 @@ for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do
 end
 return held
 """
+)
 
 DIGEST = """
 -- Of every key and value there is, streams too.

@@ -21,6 +21,7 @@ from serve_app.tenancy.secret import load_pepper
 from serve_app.tenancy.session import SessionSettings
 from serve_app.tenancy.store import Store
 from serve_app.tenancy.ticket import Ticket
+from tests.serve_app.tenancy.records import unpack
 
 QUICK = SessionSettings(lease_s=60.0, beat_s=0.1, tick_s=0.03)
 MORTAL = SessionSettings(lease_s=2.0, beat_s=0.1, tick_s=0.03)
@@ -109,10 +110,9 @@ class World:
         )
 
     async def record(self, name: str) -> dict[str, Any]:
-        """A record of the pool as it stands in Redis, without the fields that are 0."""
+        """A record of the pool as it stands in Redis; empty where there is none."""
         packed = await self.raw("GET", name)
-        record: dict[str, Any] = msgspec.msgpack.decode(packed) if packed else {}
-        return record
+        return unpack(name.partition(":")[0], packed) if packed else {}
 
     async def pool_record(self) -> dict[str, Any]:
         """The pool's own."""
