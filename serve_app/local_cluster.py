@@ -138,7 +138,7 @@ class LocalCluster:
             "THROUGHPUT_OPTIMIZED": 1,
             "HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.http_limits.serve_middlewares",
             # The default, 0.1 s, costs a twentieth of a core for ever; here every core computes.
-            "CONTROL_LOOP_INTERVAL_S": 0.25,
+            "CONTROL_LOOP_INTERVAL_S": 0.5,
             "HAPROXY_NBTHREAD": 1,
             # More than http_limits.MAX_HEADER_BYTES, so that it is the application that refuses.
             "HAPROXY_TUNE_BUFSIZE": 128 * 1024,
@@ -163,6 +163,11 @@ class LocalCluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
+            # What Ray counts and reports of itself, many times a second, nobody reads here.
+            "RAY_enable_metrics_collection": "0",
+            "RAY_event_stats": "0",
+            "RAY_raylet_report_resources_period_milliseconds": "1000",
+            "RAY_memory_monitor_refresh_ms": "1000",
         }
 
 
