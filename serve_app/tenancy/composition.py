@@ -15,12 +15,12 @@ defined inside of it, when it is entered, once for each room that needs it.
     end                                       return (function(x) return g(x) end)(...)
                                             end
 
-Common names stand outside of a function that holds the rest: Lua looks for what a closure captures
-among all that its own function has captured so far, but takes what an outer one has by number.
+Each part stands in a function around those that follow: Lua looks for what a closure captures among
+all that has been captured of the function around it, but takes what is farther out by number.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources.abc import Traversable
 from itertools import chain
 from typing import NamedTuple
@@ -29,6 +29,8 @@ from serve_app.tenancy.records import layout_of
 
 NAME = re.compile(r"[A-Za-z_]\w*")
 DEFINES = re.compile(r"local (?:function (\w+)|([\w, ]+))")
+CONSTANTS = re.compile(r"local ([A-Z_]+(?:, [A-Z_]+)*) = (\d+(?:, \d+)*)")
+TOKENS = re.compile(r"'[^']*'|\.?[A-Za-z_]\w*")
 SELDOM = "-- seldom"
 
 
@@ -57,18 +59,33 @@ class Statement(NamedTuple):
 
 def compose(folder: Traversable, name: str) -> str:
     """The text of `<name>.lua` with its parts. Raises FileNotFoundError."""
-    own = (folder / f"{name}.lua").read_text()
-    uses = own.partition("\n")[0].removeprefix("-- uses:").split()
-    common, *parts = [[*_statements((folder / f"{part}.lua").read_text())] for part in uses]
-    body = [*_statements(own)]
+    first, _, _ = (folder / f"{name}.lua").read_text().partition("\n")
+    files = [*first.removeprefix("-- uses:").split(), name]
+    texts = [[*_statements((folder / f"{file}.lua").read_text())] for file in files]
+    common, *parts, body = _with_constants(texts)
     offered = [*chain.from_iterable(parts), *(s for s in body if s.is_function)]
-    wanted = set().union(*(s.names for s in body if not s.is_function))
-    kept = _needed(offered, wanted)
-    inside = [*chain.from_iterable(parts), *body]
-    lines = [_written(s, offered, kept) for s in inside if s in kept or s not in offered]
-    everything = set().union(*(NAME.findall(line) for line in lines))
-    outside = [s.text for s in common if s in _needed(common, everything)]
-    return "\n".join([*outside, "return (function()", *lines, "end)()"])
+    kept = _needed(offered, set().union(*(s.names for s in body if not s.is_function)))
+    stays = [*kept, *(s for s in body if not s.is_function)]
+    inside = []
+    for part in (*parts, body):
+        inside += ["return (function()", *(_written(s, offered, kept) for s in part if s in stays)]
+    outside = _needed(common, set(NAME.findall("\n".join(inside))))
+    ends = ["end)()"] * len(files[1:])
+    return "\n".join([*(s.text for s in outside), *inside, *ends])
+
+
+def _with_constants(parts: Iterable[list[Statement]]) -> list[list[Statement]]:
+    """Numbers in capitals written out where they are used: a name would be captured by each user."""
+    parts, values = [*parts], dict[str, str]()
+    for statement in chain.from_iterable(parts):
+        if found := CONSTANTS.fullmatch(statement.text):
+            values |= zip(found[1].split(", "), found[2].split(", "), strict=True)
+
+    def written_out(statement: Statement) -> Statement:
+        text = TOKENS.sub(lambda token: values.get(token[0], token[0]), statement.text)
+        return statement._replace(text=text)
+
+    return [[written_out(s) for s in part if not CONSTANTS.fullmatch(s.text)] for part in parts]
 
 
 def _needed(offered: Sequence[Statement], wanted: set[str]) -> list[Statement]:

@@ -12,7 +12,7 @@ mean. Every key of a pool begins with `dr:{<pool>}:`, so a pool lives in one slo
     req:<rid>           string  one request, waiting or running
     q:<class>:<tenant>  zset    waiting request ids by arrival
     vt:<class>          zset    tenants with waiters in a class -> virtual time
-    vth, wn             hash    <class>:<tenant> -> virtual time; KV tokens waiting, weight (`w:`)
+    wn                  hash    <class>:<tenant> -> KV tokens waiting, weight (`w:`)
     rules               string  what is so in each class (classes.py)
     pr                  hash    <class>:<tenant> -> promises to the refused (scripts/promise.lua)
     back:<mark>         zset    when a refused request was told to come back
@@ -89,7 +89,7 @@ SCRIPTS = (
     "view",
     "who",
 )
-STABLE_KEYS = ("pool", "rules", "ls", "rep", "room", "dl", "mx", "vth", "wn", "pr", "led")
+STABLE_KEYS = ("pool", "rules", "ls", "rep", "room", "dl", "mx", "wn", "pr", "led")
 TRANSPORT_ERRORS = (ConnectionError, TimeoutError, OSError, RedisClusterException)
 OUTAGE_ERRORS = (
     BusyLoadingError,

@@ -155,13 +155,13 @@ local function admit()
   r.kv = kv_wanted(r, mean, own)
   local strayed = false
   if may_start(r) then
-    start(rid, r, lifted(r.rank, r.tenant), output)
+    start(rid, r, lifted(r.rank, scopes[2].m), output, scopes[2].m)
     reply = {'run', r.fence, r.replica}
   else
     local patience, eta
     patience, eta, strayed = place_in_queue(r, scopes)
     if not patience then return eta end
-    enqueue(rid, r, now + patience)
+    enqueue(rid, r, now + patience, scopes[2].m)
     reply = {'wait', pool.waiting, eta}
   end
   hold(rid, r, scopes)

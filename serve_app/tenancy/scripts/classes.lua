@@ -10,7 +10,8 @@
 
 local CLASSES = {'system', 'interactive', 'default', 'batch'}
 local RANK = {system = 1, interactive = 2, default = 3, batch = 4}
-local NO_RULE, ALL = {0, 100, 0, 2 ^ 52}, 100
+local ALL = 100
+local NO_RULE = {0, ALL, 0, 2 ^ 52}
 local RESERVE = {40, 200}
 
 local RULES

@@ -45,12 +45,13 @@ local function save(key, record) call('SET', key, cmsgpack.pack(record)) end
 -- nadm nset ncan                  requests admitted, settled, cancelled before they ran
 -- ndrop paid                      ledger entries dropped before they were stored; the epoch whose
 --                                 budgets were reckoned up from the ledger
+-- rest                            how often nobody was left running or waiting
 local read_pool, pack_pool = record [[
   epoch=s paid=s
   conf nconf fence arr tick committed running waiting wneed gb g0 g1 g2 g3
   w1 w2 w3 w4 n1 n2 n3 n4 k1 k2 k3 k4 v1 v2 v3 v4 s1 s2 s3 s4 h1 h2 h3 h4
   ready ktot kmost kbrake kref maxrun maxneed block ew ewn ewd q qat qset eww ewk cold emptyat
-  due gone prom nadm nset ncan ndrop
+  due gone prom nadm nset ncan ndrop rest
 ]]
 local pool = read_pool(call('GET', KEYS[1]))
 local function save_pool() call('SET', KEYS[1], pack_pool(pool)) end

@@ -1,10 +1,10 @@
 -- The fair queue of a class: FIFO within a tenant, tenants by virtual time (virtual token counters).
--- vt:<class> orders tenants that have waiters; vth keeps everybody's time while idle. Whoever comes
+-- vt:<class> orders tenants that have waiters; their meter records keep everybody's time while idle. Whoever comes
 -- back from idle is lifted to the present, so nobody saves up service. Cost: 10 per input token,
 -- 1 per cached one, 40 per output token, divided by the tenant's weight. Classes share nothing: what
 -- a tenant's batch was given does not hold up what it asks for interactively.
 
-local VTH, WN = P .. 'vth', P .. 'wn'  -- wn: KV tokens waiting, and under `w:...` the tenant's weight
+local WN = P .. 'wn'  -- wn: KV tokens waiting, and under `w:...` the tenant's weight
 local function turns_of(class) return P .. 'vt:' .. CLASSES[class] end
 local function queue_of(class, tenant) return P .. 'q:' .. CLASSES[class] .. ':' .. tenant end
 local function field_of(class, tenant) return CLASSES[class] .. ':' .. tenant end
@@ -13,23 +13,24 @@ local function fair_cost(input, cached, output, weight)
   return math.floor((10 * (input - cached) + cached + 40 * output) / weight)
 end
 
+-- A tenant's time in a class is in its meter record (t1..4), good while the pool has not come to rest since.
+local TIME = {'t1', 't2', 't3', 't4'}
+local function virtual_time(m, class) return m.rest == pool.rest and m[TIME[class]] or 0 end
+
 -- The time of a tenant without waiters, lifted to the present: that of the tenant next in turn, else
 -- the clock left by the last grant. Whoever lifts also sets.
-local function lifted(class, tenant)
+local function lifted(class, m)
   local present = pool[CLOCK[class]]
   if pool[WAITING[class]] > 0 then
     present = tonumber(call('ZRANGE', turns_of(class), 0, 0, 'WITHSCORES')[2])
   end
-  return math.max(num(call('HGET', VTH, field_of(class, tenant))), present)
+  return math.max(virtual_time(m, class), present)
 end
 
-local function set_time(class, tenant, time)
-  call('HSET', VTH, field_of(class, tenant), time)
-  if pool[WAITING[class]] > 0 then call('ZADD', turns_of(class), 'XX', time, tenant) end
-end
-
-local function charge(class, tenant, cost)
-  local time = call('HINCRBY', VTH, field_of(class, tenant), cost)
+-- Into the record, which the caller saves, and the order of those that wait.
+local function set_time(class, tenant, m, time)
+  if m.rest ~= pool.rest then m.rest, m.t1, m.t2, m.t3, m.t4 = pool.rest, 0, 0, 0, 0 end
+  m[TIME[class]] = time
   if pool[WAITING[class]] > 0 then call('ZADD', turns_of(class), 'XX', time, tenant) end
 end
 
@@ -48,12 +49,12 @@ local function weigh(class, tenant, weight)
   if weight > 0 then call('HSET', WN, field, weight) else call('HDEL', WN, field) end
 end
 
-local function enqueue(rid, r, deadline)  -- seldom
+local function enqueue(rid, r, deadline, m)  -- seldom
   local class, tenant = r.rank, r.tenant
   local queue = queue_of(class, tenant)
   if call('ZCARD', queue) == 0 then
-    local time = lifted(class, tenant)
-    call('HSET', VTH, field_of(class, tenant), time)
+    local time = lifted(class, m)
+    set_time(class, tenant, m, time)
     call('ZADD', turns_of(class), time, tenant)
   end
   if pool[WAITING[class]] == 0 then pool[TURN[class]] = now end
@@ -111,7 +112,7 @@ end
 -- With nobody running or waiting nothing is owed: virtual time starts afresh.
 local function rest_when_empty()
   if pool.running == 0 and pool.waiting == 0 then
-    call('DEL', VTH)
+    pool.rest = pool.rest + 1
     for class = 1, 4 do pool[CLOCK[class]] = 0 end
   end
 end

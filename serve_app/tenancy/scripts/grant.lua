@@ -61,9 +61,10 @@ local function know_due()  -- seldom
   end
 end
 
--- KV and output that a waiter would reserve if it came now: lengths have been learned meanwhile.
-local function wanted_now(r)
-  local mean, own = mean_output(read_meter('k:' .. r.key), read_meter('t:' .. r.tenant))
+-- KV and output that a waiter would reserve if it came now: lengths have been learned meanwhile. `m`: the
+-- tenant's meter record.
+local function wanted_now(r, m)
+  local mean, own = mean_output(read_meter('k:' .. r.key), m)
   return kv_wanted(r, mean, own), reserved_output(mean, USUAL, r.most)
 end
 
@@ -81,13 +82,14 @@ local function hand_out()  -- seldom
     elseif not lease_holds(r.ingress) then
       release(rid, r, 'lost', UNUSED)
     else
-      local kv, output = wanted_now(r)
+      local m = read_meter('t:' .. tenant)
+      local kv, output = wanted_now(r, m)
       if not fits(kv, ceiling) then return end
       unqueue(rid, r)
       pool[TURN[class]] = now
       r.kv = kv
-      start(rid, r, time, output)
-      write_request(rid, r)
+      start(rid, r, time, output, m)
+      call('MSET', request_key(rid), pack_request(r), P .. 'mt:t:' .. tenant, pack_meter(m))
       tell(r.ingress, 'g', rid, r.fence, r.replica, r.kv)
     end
   end

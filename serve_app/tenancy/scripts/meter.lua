@@ -23,11 +23,11 @@ end
 -- A scope is a key or a tenant: what it may do, `may` (the record key:<digest> or ten:<tenant>, as
 -- publishing.py writes it), and its meter record `m`: at r t i o (when, and the four debts, worked off
 -- to now by reading), n (requests in flight, waiting ones included), ew ewn ewd (as in the pool), nreq
--- nin ncached nout (totals of what was settled), again (of retries, admit.lua), and what budgets took
--- (budget.lua).
+-- nin ncached nout (totals of what was settled), again (of retries, admit.lua), what budgets took
+-- (budget.lua), and a tenant's virtual times (fair.lua).
 local DEBTS = {'r', 't', 'i', 'o'}
 local read_meter_record, pack_meter = record [[
-  at r t i o n ew ewn ewd nreq nin ncached nout again dno dsp dmo mno msp mmo
+  at r t i o n ew ewn ewd nreq nin ncached nout again dno dsp dmo mno msp mmo rest t1 t2 t3 t4
 ]]
 local function read_meter(name) return read_meter_record(call('GET', P .. 'mt:' .. name)) end
 

@@ -23,7 +23,7 @@ local function settle_late(rid, told)
   pool.nadm, pool.nset = pool.nadm + 1, pool.nset + 1
   local entry, rest, times = since_it_was_gone(rid, used)
   write_ledger(entry, r, how, rest, took)
-  account(r, how, rest, took, false, times > 0)
+  account(r, how, rest, took, nil, times > 0)
 end
 
 if pool.epoch == '' then return -1 end

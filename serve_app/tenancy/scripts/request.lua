@@ -12,12 +12,12 @@ local function hold(rid, r, scopes)
 end
 
 -- Makes `r` run at virtual time `time`: capacity, longest end, a replica (a hint: most room). Charged
--- is the `output` expected now.
-local function start(rid, r, time, output)
+-- is the `output` expected now, in the tenant's meter record `m`, which the caller saves.
+local function start(rid, r, time, output, m)
   local clock, held = CLOCK[r.rank], HELD[r.rank]
   pool[clock] = math.max(pool[clock], time)
   r.vc = fair_cost(r.input, 0, output, r.weight)
-  set_time(r.rank, r.tenant, time + r.vc)
+  set_time(r.rank, r.tenant, m, time + r.vc)
   pool.fence = pool.fence + 1
   pool.running = pool.running + 1
   pool.committed, pool[held] = pool.committed + r.kv, pool[held] + r.kv
@@ -28,9 +28,10 @@ local function start(rid, r, time, output)
   call('ZADD', P .. 'mx', now + r.mx, rid)
 end
 
--- Refunds (or charges) what `r` used less (or more) than it reserved. `held`: it was in flight until
--- now; `again`: it was counted before.
-local function account(r, how, used, took, held, again)
+-- Refunds (or charges) what `r` used less (or more) than it reserved. `owed`: the virtual time by which
+-- that differs from what was charged, of one that was in flight until now, or nil; `again`: it was
+-- counted before.
+local function account(r, how, used, took, owed, again)
   local input, output = used.input, used.output
   local more = {0, input + output - r.input - r.output, input - r.input, output - r.output}
   local money = cost_of(r.price, input, used.cached, output) - cost_of(r.price, r.input, 0, r.output)
@@ -38,7 +39,7 @@ local function account(r, how, used, took, held, again)
   for s = 1, 2 do
     local scope = scopes[s]
     local m = scope.m
-    if held then m.n = math.max(0, m.n - 1) end
+    if owed then m.n = math.max(0, m.n - 1) end
     take(scope, more)
     spend(scope, more[2], money, r.day)
     if r.state == 'r' then
@@ -46,6 +47,10 @@ local function account(r, how, used, took, held, again)
       m.ncached, m.nout = m.ncached + used.cached, m.nout + output
       if how == 'ok' then learn_all(m, output, took) end
     end
+  end
+  if owed and owed ~= 0 then
+    local m = scopes[2].m
+    set_time(r.rank, r.tenant, m, virtual_time(m, r.rank) + owed)
   end
   save_scopes(scopes)
   if how == 'ok' then
@@ -106,7 +111,7 @@ local function release(rid, r, how, used)
   call('DEL', P .. 'req:' .. rid)
   call('SREM', P .. 'in:' .. r.ingress, rid)
   local took = math.max(0, math.floor((now - r.beg) / 1000))
-  local again = false
+  local again, owed = false, 0
   if r.state == 'r' then
     call('ZREM', P .. 'mx', rid)
     pool.running = pool.running - 1
@@ -115,7 +120,7 @@ local function release(rid, r, how, used)
     pool.nset = pool.nset + 1
     forget_grant(r.kv, r.beg)
     if r.replica ~= '' then call('ZADD', P .. 'room', 'XX', 'INCR', r.kv, r.replica) end
-    charge(r.rank, r.tenant, fair_cost(used.input, used.cached, used.output, r.weight) - r.vc)
+    owed = fair_cost(used.input, used.cached, used.output, r.weight) - r.vc
     call('HDEL', P .. 'out:' .. r.ingress, rid)
     local entry, rest, times = since_it_was_gone(rid, used)
     write_ledger(entry, r, how, rest, took)
@@ -125,6 +130,6 @@ local function release(rid, r, how, used)
     unqueue(rid, r)
     pool.ncan = pool.ncan + 1
   end
-  account(r, how, used, took, true, again)
+  account(r, how, used, took, owed, again)
   rest_when_empty()
 end

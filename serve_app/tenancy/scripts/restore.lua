@@ -15,7 +15,7 @@ for i = 3, math.min(#ARGV, 2 + 64 * 12), 12 do
       price = ARGV[i + 11], mark = '', ingress = ingress, enq = now, replica = '', vc = 0, day = TODAY,
     }
     local scopes = scopes_of(r)
-    start(rid, r, lifted(r.rank, r.tenant), r.output)
+    start(rid, r, lifted(r.rank, scopes[2].m), r.output, scopes[2].m)
     hold(rid, r, scopes)
     for _, scope in ipairs(scopes) do
       spend(scope, r.input + r.output, cost_of(r.price, r.input, 0, r.output), TODAY)

@@ -9,7 +9,7 @@ from tests.serve_app.tenancy.promises import LAPSE
 
 OWN = {
     *("gb", "g0", "g1", "g2", "g3", "arr", "tick", "epoch", "block", "conf", "nconf"),
-    *("due", "gone", "paid"),
+    *("due", "gone", "paid", "rest"),
 }
 """Fields of the pool's record that the oracle keeps otherwise, or not at all."""
 LEARNED = ("ew", "ewn", "ewd", "nreq", "nin", "ncached", "nout", "again")
@@ -85,7 +85,7 @@ def held(
         "room": _times(state.get("room", [])),
         "queues": {name: flat[::2] for name, flat in names["q"].items()},
         "turns": {name: _times(flat) for name, flat in names["vt"].items()},
-        "times": {name: time for name, time in _times(state.get("vth", [])).items() if time},
+        "times": _held_times(_pairs(state["pool"])["rest"], names["mt"]),
         "lines": {name: _line(flat) for name, flat in _pairs(state.get("pr", [])).items()},
         "promises": {
             mark: live
@@ -149,6 +149,16 @@ def _held_meter(meter: dict[str, str], now: int, limits: tuple[int, ...]) -> dic
     for debt, limit in zip(DEBTS, limits, strict=True):
         fields[debt] = max(0, int(meter.get(debt, 0)) - idle * limit)
     return {field: value for field, value in fields.items() if value}
+
+
+def _held_times(rest: str, meters: dict[str, Any]) -> dict[str, int]:
+    """By class and tenant: those of meter records written since the pool came to rest last."""
+    times = {}
+    for name, flat in meters.items():
+        meter = _pairs(flat)
+        if meter["rest"] == rest:
+            times |= {f"{CLASSES[rank - 1]}:{name[2:]}": int(meter[f"t{rank}"]) for rank in RANKS}
+    return {name: time for name, time in times.items() if time}
 
 
 def _sums(
