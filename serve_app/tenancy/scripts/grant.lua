@@ -95,6 +95,12 @@ local function hand_out()  -- seldom
   end
 end
 
+-- Whether a token of whoever is next would fit: else there is nothing to hand out, and TICK sweeps.
+local function any_room()  -- seldom
+  local _, ceiling = turn()
+  return fits(1, ceiling)
+end
+
 local function grant()
-  if pool.waiting > 0 and pool.running < pool.maxrun then hand_out() end
+  if pool.waiting > 0 and pool.running < pool.maxrun and any_room() then hand_out() end
 end

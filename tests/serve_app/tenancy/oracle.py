@@ -502,6 +502,8 @@ class Oracle:
 
     def grant(self) -> None:
         p = self.pool
+        if p["waiting"] and p["running"] < p["maxrun"] and not self.fits(1, self.turn()[1]):
+            return
         for _ in range(64):
             if not p["waiting"] or p["running"] >= p["maxrun"]:
                 return
