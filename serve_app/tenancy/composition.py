@@ -75,7 +75,7 @@ def compose(folder: Traversable, name: str) -> str:
 
 
 def _with_constants(parts: Iterable[list[Statement]]) -> list[list[Statement]]:
-    """Numbers in capitals written out where they are used: a name would be captured by each user."""
+    """Numbers in capitals, written out where they are used: each user would capture a name."""
     parts, values = [*parts], dict[str, str]()
     for statement in chain.from_iterable(parts):
         if found := CONSTANTS.fullmatch(statement.text):

@@ -110,3 +110,12 @@ def test_a_seldom_function_that_needs_nothing_of_its_own_stays_as_it_is(tmp_path
     body = "-- uses: common part\nreturn alone(1)\n"
     text = compose(folder_of(tmp_path, common=COMMON, part=part, tell=body), "tell")
     assert "local function alone(x)\n  return P .. x\nend" in text
+
+
+def test_numbers_in_capitals_are_written_out_but_not_in_texts_and_fields(tmp_path: Path) -> None:
+    part = "local LIMIT, MANY = 10, 7\nlocal function f(t) return t.LIMIT + LIMIT * MANY end\n"
+    body = "-- uses: common part\nreturn f({}) .. 'LIMIT'\n"
+    text = compose(folder_of(tmp_path, common=COMMON, part=part, tell=body), "tell")
+    assert "local LIMIT" not in text
+    assert "return t.LIMIT + 10 * 7" in text
+    assert ".. 'LIMIT'" in text
