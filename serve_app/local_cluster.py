@@ -163,7 +163,7 @@ class LocalCluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
-            # What Ray counts and reports of itself, many times a second, nobody reads here.
+            # Ray looks after itself seldom: nobody reads its metrics here, and memory is planned.
             "RAY_enable_metrics_collection": "0",
             "RAY_event_stats": "0",
             "RAY_raylet_report_resources_period_milliseconds": "1000",

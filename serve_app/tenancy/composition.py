@@ -16,7 +16,8 @@ defined inside of it, when it is entered, once for each room that needs it.
                                             end
 
 Each part stands in a function around those that follow: Lua looks for what a closure captures among
-all that has been captured of the function around it, but takes what is farther out by number.
+all that has been captured of the function around it, but takes what is farther out by number. No
+function may capture more than 60 names, for itself and those in it; ADMIT's innermost has 51.
 """
 
 import re

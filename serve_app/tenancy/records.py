@@ -1,13 +1,14 @@
 """Records: strings in Redis with a fixed list of fields, and the Lua that reads and writes them.
 
-    record   := count:uint8 field*      count: how many fields, at most 127
+    record   := count:uint8 field*      count: how many fields
     field    := double, little-endian | text '\\0'
 
 A script declares one as `local read_x, pack_x = record [[ name=s other … ]]` (`=s`: text without
 NUL; else a number). Reading makes a table of named fields, in half the time of MessagePack with
-names, and every call reads four. Fields are only ever added, at the end: who reads a record
-of fewer fields finds the others 0 or empty; of more, those that it knows. What is not there, or in
-another format, has no fields.
+names, and ADMIT and SETTLE read three each. Fields are only ever added, at the end: who reads a
+record of fewer fields finds the others 0 or empty; of more, those that it knows, and drops the
+others when it writes. What is not there has no fields. Any other change is another format
+(store.py's prefix).
 """
 
 import re
@@ -15,8 +16,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 DECLARED = re.compile(r"local (\w+), (\w+) = record \[\[(.*?)\]\]", re.DOTALL)
-MOST = 127
-"""Above are the first bytes of MessagePack's maps, in which an older release kept records."""
+MOST = 200
+"""Fields; as many local names as a function of Lua may have."""
 
 
 class Layout(NamedTuple):
@@ -33,8 +34,8 @@ class Layout(NamedTuple):
         names, count = ", ".join(self.fields), len(self.fields)
         table = ", ".join(f"{field} = {field}" for field in self.fields)
         yield f"""local function {self.reader}(packed)
-  local held = packed and string.byte(packed) or 0
-  if held == 0 or held > {MOST} then packed, held = '\\0', 0 end
+  packed = packed or '\\0'
+  local held = string.byte(packed)
   if held < {count} then packed = packed .. string.rep('\\0', 8 * ({count} - held)) end
   local {names} = struct.unpack('<{kinds}', packed, 2)
   return {{{table}}}

@@ -1,14 +1,15 @@
 """Store: the one door to Redis.
 
 Owns connections, timeouts, the breaker and how scripts are sent. Refuses to know what the scripts
-mean. Every key of a pool begins with `dr:{<pool>}:`, so a pool lives in one slot of a cluster:
+mean. Every key of a pool begins with `dr:2:{<pool>}:`, so a pool lives in one slot of a cluster.
+The 2 is the format of its records: releases that cannot read each other's do not meet.
 
     pool                string  what is promised, running, waiting; the epoch (scripts/common.lua)
     key:<digest>        string  one API key: id, tenant, status, expiry, what it may do
     ten:<tenant>        string  the same limits for a tenant, and its weight
     known               set     `key:<digest>` and `ten:<tenant>` of all of them
     mt:<k|t>:<name>     string  meters (debts), requests in flight, means of output and time,
-                                totals of a key or tenant
+                                totals and budgets of a key or tenant, a tenant's virtual times
     req:<rid>           string  one request, waiting or running
     q:<class>:<tenant>  zset    waiting request ids by arrival
     vt:<class>          zset    tenants with waiters in a class -> virtual time
@@ -160,7 +161,7 @@ class Store:
         attempt; a call makes two. `connections`: to each node of a cluster; any other Redis has
         one. `clock`: microseconds, for tests only; else every script reads Redis's own clock.
         `tells_outages`: in the log, once each; not for a store of one call."""
-        self.pool, self.prefix = pool, f"dr:{{{pool}}}:"
+        self.pool, self.prefix = pool, f"dr:2:{{{pool}}}:"
         self._target = read_url(url)
         self._timeout_s, self._clock = timeout_s, clock
         self._calls = calls_to(self._target, silence_s=timeout_s, connections=connections)

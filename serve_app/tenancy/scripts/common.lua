@@ -1,9 +1,9 @@
 -- What every script starts with: the key prefix, the clock, exact integers, records, the pool.
--- KEYS[1] is `dr:{<pool>}:pool`; ARGV[1] is '' (Redis's own clock) or, in tests, microseconds.
+-- KEYS[1] is `dr:2:{<pool>}:pool`; ARGV[1] is '' (Redis's own clock) or, in tests, microseconds.
 -- Lua doubles are exact to 2^53. A command is told a number in full, but tostring keeps 14 digits: inside
 -- of strings numbers that may be longer are written with `int`. What is always read and written as a whole is
--- one string: pool, req:* and mt:*, which every call needs, as records with a layout (records.py), key:* and
--- ten:* as MessagePack, whose absent fields are 0. That costs a third of a hash of its size.
+-- one string: pool, req:* and mt:*, which are written all the time, as records with a layout (records.py),
+-- key:* and ten:* as MessagePack, whose absent fields are 0. That costs a third of a hash of its size.
 
 local P = string.sub(KEYS[1], 1, -5)
 local call = redis.call

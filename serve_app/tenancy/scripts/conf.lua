@@ -67,19 +67,6 @@ local function drop(kind, name)
   return 1
 end
 
--- What a release left that kept the pool in another format, but keys, the ledger and the audit: nothing of
--- it can be read, and all of it comes back from the file, the ledger and the ingresses.
-local KEPT = {key = true, ten = true, known = true, led = true, aud = true, idem = true, idm = true,
-  idz = true, idb = true}
-local function clear_other_format()
-  local packed = call('GET', KEYS[1])
-  if not packed or string.byte(packed) <= 127 then return end
-  for _, key in ipairs(call('KEYS', P .. '*')) do
-    if not KEPT[string.match(string.sub(key, #P + 1), '^[^:]*')] then call('DEL', key) end
-  end
-end
-
-if pool.epoch == '' then clear_other_format() end
 local version, changed = tonumber(ARGV[3]), 0
 if version < pool.conf then
   changed = -1

@@ -56,7 +56,7 @@ def test_what_a_running_service_has_not_stored_yet_counts(
     stored(served, entry())
     fields = {"rid": "fresh", "key": "k1", "ten": "acme", "how": "ok", "in": 5, "cached": 0}
     with client.Redis(unix_socket_path=redis.url.removeprefix("unix://")) as connection:
-        connection.xadd("dr:{main}:led", {**fields, "out": 3, "queued": 0, "ran": 1})
+        connection.xadd("dr:2:{main}:led", {**fields, "out": 3, "queued": 0, "ran": 1})
     rows = told(command_on(served))
     assert sum(row["requests"] for row in rows) == 2
     assert sum(row["output_tokens"] for row in rows) == 10
@@ -71,7 +71,7 @@ def test_budgets_are_compared_with_the_ledger_and_set_to_it(
     today = int(time.time()) // 86_400
     stored(served, entry(key="k9", tenant="t9", day=today))
     with client.Redis(unix_socket_path=redis.url.removeprefix("unix://")) as connection:
-        connection.delete("dr:{main}:led")
+        connection.delete("dr:2:{main}:led")
     run = command_on(served)
     for words, code in (((), 1), (("--fix",), 0), ((), 0)):
         result = run("usage", "reconcile", "--json", *words)

@@ -153,7 +153,7 @@ def _held_meter(meter: dict[str, str], now: int, limits: tuple[int, ...]) -> dic
 
 def _held_times(rest: str, meters: dict[str, Any]) -> dict[str, int]:
     """By class and tenant: those of meter records written since the pool came to rest last."""
-    times = {}
+    times: dict[str, int] = {}
     for name, flat in meters.items():
         meter = _pairs(flat)
         if meter["rest"] == rest:

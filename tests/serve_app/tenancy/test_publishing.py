@@ -201,22 +201,3 @@ async def test_no_secret_is_anywhere_in_redis(world: World) -> None:
 def test_records_say_nothing_of_secrets() -> None:
     fields = {field.name for kind in (ApiKey, Tenant) for field in msgspec.structs.fields(kind)}
     assert "secret" not in fields
-
-
-async def test_what_an_older_release_packed_otherwise_is_cleared_but_keys_and_ledger(
-    world: World,
-) -> None:
-    created = await world.key()
-    await world.store.command("XADD", f"{world.store.prefix}led", "*", "rid", "old")
-    old = msgspec.msgpack.encode({"epoch": "e0", "running": 3})
-    for name in ("pool", "req:lost", f"mt:k:{created.key.id}"):
-        await world.store.command("SET", f"{world.store.prefix}{name}", old)
-    await world.store.command("ZADD", f"{world.store.prefix}mx", 1, "lost")
-    assert (await world.store.run("who", created.key.digest)) == ["rebuild"]
-    published = await publish(world.store, world.keys.read())
-    assert published.epoch
-    assert published.changed == 0
-    assert [await world.raw("EXISTS", name) for name in ("req:lost", "mx", "led")] == [0, 0, 1]
-    assert (await world.store.run("who", created.key.digest))[:2] == ["ok", created.key.id]
-    await world.store.run("tick", 0)
-    assert (await world.pool_record())["running"] == 0

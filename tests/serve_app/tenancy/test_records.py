@@ -3,7 +3,6 @@
 from typing import Any
 
 import hypothesis.strategies as st
-import msgspec
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
@@ -56,17 +55,16 @@ def test_fields_that_are_not_known_yet_read_as_nothing(client: redis.Redis) -> N
     assert through(client, grown, older) == written
 
 
-def test_what_is_not_there_or_in_another_format_has_no_fields(client: redis.Redis) -> None:
+def test_what_is_not_there_has_no_fields(client: redis.Redis) -> None:
     layout = declared("name=s a")
-    nothing = b"\x02\0" + bytes(8)
-    assert through(client, b"", layout) == nothing
-    assert through(client, msgspec.msgpack.encode({"epoch": "e", "a": 1}), layout) == nothing
+    text = "\n".join([*layout.lua(), f"return {layout.packer}({layout.reader}(false))"])
+    assert client.eval(text, 0) == b"\x02\0" + bytes(8)
 
 
 def test_a_record_may_have_so_many_fields_and_no_more() -> None:
     fields = [f"f{n}" for n in range(MOST)]
     assert declared(" ".join(fields)).fields == tuple(fields)
-    with pytest.raises(ValueError, match="128 fields, 127 at most"):
+    with pytest.raises(ValueError, match="201 fields, 200 at most"):
         declared(" ".join([*fields, "last"]))
 
 
