@@ -6,7 +6,7 @@
 local TODAY = divide_down(now, 86400000000)
 
 -- Months since March of the year 0, from days since 1970-01-01.
-local function month_of(day)  -- seldom
+local function month_of(day)
   local shifted = day + 719468
   local era = math.floor(shifted / 146097)
   local of_era = shifted - era * 146097
@@ -23,7 +23,7 @@ local function month_by(m) return m.dno == TODAY and m.mno or month_of(TODAY) en
 -- Tokens and money of the day, tokens and money of the month, both of now.
 local function spent_of(m)
   if m.dno == TODAY then return m.dsp, m.dmo, m.msp, m.mmo end
-  if m.mno == month_by(m) then return 0, 0, m.msp, m.mmo end
+  if m.mno == month_of(TODAY) then return 0, 0, m.msp, m.mmo end
   return 0, 0, 0, 0
 end
 

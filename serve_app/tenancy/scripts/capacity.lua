@@ -146,7 +146,7 @@ local function time_to_serve(kv, count)
 end
 
 -- Milliseconds a client should stay away while no replica is ready.
-local function cold_start_left()  -- seldom
+local function cold_start_left()
   local usual = pool.cold > 0 and pool.cold or 10000000
   local gone = pool.emptyat > 0 and now - pool.emptyat or 0
   return math.max(1000, math.floor((usual - gone) / 1000))

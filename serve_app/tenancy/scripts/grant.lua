@@ -54,7 +54,7 @@ local function reap()  -- seldom
 end
 
 -- Until then no lease and no replica can be found to have ended.
-local function know_due()  -- seldom
+local function know_due()
   pool.due = 2 ^ 52
   for _, ends in ipairs({P .. 'ls', P .. 'rep'}) do
     pool.due = math.min(pool.due, tonumber(call('ZRANGE', ends, 0, 0, 'WITHSCORES')[2]) or pool.due)
